@@ -1,0 +1,55 @@
+# Two commands for a newcomer on Debian 12: `make demo` and `make test`. Each installs what it lacks and can be repeated.
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench lint types stubs clean packages-demo packages-test
+
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES_DEMO := python3-venv softhsm2 openssl
+PACKAGES_TEST := $(PACKAGES_DEMO) gcc libc6-dev libp11-kit-dev pkg-config pcscd vsmartcard-vpcd opensc pcsc-tools \
+	iproute2 util-linux
+PROTOS := $(shell find proto -name '*.proto')
+
+help:
+	@echo "make demo    issue 12 keys into virtual SIMs on a throwaway HSM token, and verify them"
+	@echo "make test    every check: lint, types, import rules, stub freshness, all tests"
+	@echo "make bench   measure Issue, FetchScript and ReportReceipt on this machine"
+	@echo "make stubs   generate the gRPC stubs from proto/"
+	@echo "make clean   remove build/ and caches"
+
+demo: packages-demo $(VENV)/installed
+	$(BIN)/python -m appliance demo run build/demo
+
+test: packages-test $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 $(PYTEST_OPTIONS)
+
+bench: packages-demo $(VENV)/installed
+	$(BIN)/python -m tests.bench.issue
+
+stubs: $(VENV)/installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
+		--mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+packages-demo:
+	@sh .ci/packages $(PACKAGES_DEMO)
+
+packages-test:
+	@sh .ci/packages $(PACKAGES_TEST)
+
+$(BIN)/python: | packages-demo
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

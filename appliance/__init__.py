@@ -1,0 +1,1 @@
+"""HSM-backed issuance of JPKI user authentication keys into smartphone SIMs."""

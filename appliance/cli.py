@@ -1,0 +1,62 @@
+"""The `appliance` command: a table of subcommands, each of which is imported when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from appliance.errors import ApplianceError
+
+
+class Command(NamedTuple):
+    """Where a subcommand's `main(argv) -> exit status` lives, and what it is for."""
+
+    module: str
+    purpose: str
+
+
+COMMANDS = {
+    "run": Command("appliance.node", "start vaults and front together as one user (demo and tests)"),
+    "vaults": Command("appliance.supervisor", "ask for the PIN and keep the vault processes running"),
+    "serve": Command("appliance.server.main", "serve the public API (the front: no PIN, no PKCS#11)"),
+    "ledger": Command("appliance.ledger.command", "migrate, check and back up the ledger"),
+    "vsim": Command("appliance.vsim.command", "a virtual SIM: personalise, play scripts, sign, attach to pcscd"),
+    "demo": Command("appliance.demo.command", "make a throwaway appliance and play the whole path on it"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: appliance COMMAND [ARGUMENT ...]",
+            "",
+            "Issues JPKI user authentication keys into SIMs; every private key is made and sealed inside an HSM.",
+            "",
+            *lines,
+            "",
+            "'appliance COMMAND --help' explains a command. Settings are described in hsm_config/README.md.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; answers its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(usage() + "\n")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        sys.stderr.write(f"appliance: there is no command {name!r}\n\n{usage()}\n")
+        return 2
+    try:
+        status: int = importlib.import_module(COMMANDS[name].module).main(rest)
+    except ApplianceError as error:
+        sys.stderr.write(f"appliance {name}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status

@@ -1,0 +1,158 @@
+"""An issuance: its states, the moves between them, its attempts and what is kept of it.
+
+The rules, which the ledger applies and its database enforces where it can:
+
+- `TRANSITIONS` is the whole life of an issuance. What it does not list is refused, and nothing changes.
+- A person has at most one live issuance of a kind (`LIVE`; 二重発行の禁止).
+- Before the HSM is asked an attempt is committed, with a package counter and a certificate serial of its own. Only the
+  newest attempt can complete; the values of any other are spent.
+- The wrapped key is kept while the issuance is READY and at no other time (sim-package.md, After delivery).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from appliance.domain.package import MAX_COUNTER, KeyType
+from appliance.errors import ApplianceError, Reason
+
+KIND = "user-authentication"
+"""The certificate's kind (利用者証明用電子証明書); one live issuance of each kind for a person."""
+MAX_LOST_ATTEMPTS = 3
+"""Attempts whose vault died; then FAILED, so that a request that kills the module does not walk through all vaults."""
+RESERVATION_IDLE = timedelta(minutes=10)
+"""A RESERVED issuance without a new attempt for so long gives way to a new request for its person."""
+COUNTER_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+"""Where the clock's share of the package counter starts; its 4 bytes last until 2162."""
+
+
+class State(StrEnum):
+    """Where an issuance stands."""
+
+    RESERVED = "RESERVED"
+    READY = "READY"
+    ACTIVE = "ACTIVE"
+    ABANDONED = "ABANDONED"
+    FAILED = "FAILED"
+
+
+LIVE = frozenset({State.RESERVED, State.READY, State.ACTIVE})
+
+
+class Move(StrEnum):
+    """What can happen to an issuance."""
+
+    COMPLETE = "COMPLETE"
+    ACTIVATE = "ACTIVATE"
+    ABANDON = "ABANDON"
+    SUPERSEDE = "SUPERSEDE"
+    FAIL = "FAIL"
+
+
+TRANSITIONS: Mapping[tuple[State, Move], State] = {
+    (State.RESERVED, Move.COMPLETE): State.READY,
+    (State.RESERVED, Move.ABANDON): State.ABANDONED,
+    (State.RESERVED, Move.SUPERSEDE): State.ABANDONED,
+    (State.RESERVED, Move.FAIL): State.FAILED,
+    (State.READY, Move.ACTIVATE): State.ACTIVE,
+    (State.READY, Move.ABANDON): State.ABANDONED,
+    (State.ACTIVE, Move.ACTIVATE): State.ACTIVE,  # a receipt reported twice
+}
+
+
+def next_state(state: State, move: Move) -> State:
+    """The state after `move`.
+
+    Raises:
+        ApplianceError: ISSUANCE_NOT_READY for a receipt before there is a package, ISSUANCE_ENDED for every other move
+            that the state does not permit.
+    """
+    after = TRANSITIONS.get((state, move))
+    if after is not None:
+        return after
+    if (state, move) == (State.RESERVED, Move.ACTIVATE):
+        raise not_ready(state)
+    raise ApplianceError(
+        Reason.ISSUANCE_ENDED,
+        f"An issuance that is {state} cannot {move.lower()}.",
+        hint="Look at its state; a new request starts another issuance.",
+        state=state,
+    )
+
+
+def not_ready(state: State) -> ApplianceError:
+    """The refusal for work that needs a package when there is none, yet or any more."""
+    return ApplianceError(
+        Reason.ISSUANCE_NOT_READY,
+        f"The issuance is {state} and has no package to deliver.",
+        hint="Complete a RESERVED one by repeating its Issue call; an ended one needs a new request.",
+        state=state,
+    )
+
+
+def next_counter(last: int, now: datetime) -> int:
+    """The package counter of a new attempt for one SIM: higher than `last` (0: none yet), and no lower than the clock.
+
+    The clock makes a ledger that was restored from a backup repeat none (architecture.md, Reserve, attempt, act,
+    record).
+
+    Raises:
+        ApplianceError: INTERNAL when 4 bytes do not hold it.
+    """
+    counter = max(last + 1, int((now - COUNTER_EPOCH).total_seconds()))
+    if counter > MAX_COUNTER:
+        raise ApplianceError(
+            Reason.INTERNAL, "The package counter of this SIM is exhausted.", hint="Check the clock.", last=last
+        )
+    return counter
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One asking of the HSM, committed before it is asked; `counter` and `serial` belong to it alone."""
+
+    issuance: str
+    number: int
+    counter: int
+    serial: bytes
+    """Certificate serial number, 16 bytes, big-endian, positive, first byte 40..7F: 126 random bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuanceRecord:
+    """What the ledger knows of one issuance. Times are aware, UTC."""
+
+    id: str
+    """32 hexadecimal digits; its resource name is issuances/{id}."""
+    client: str
+    request_id: str
+    state: State
+    person_id: str
+    sim_issuer: str
+    iccid: str
+    """Digits as requested."""
+    kvn: int
+    applet_aid: bytes
+    key_type: KeyType
+    profile: str
+    subject_common_name: str
+    not_after: datetime
+    card_issuer: str
+    card_serial: bytes
+    card_not_after: datetime
+    created: datetime
+    updated: datetime
+    """When its state last changed."""
+    counter: int | None = None
+    """Package counter; this and the next four from READY on."""
+    certificate_serial: bytes | None = None
+    certificate: bytes | None = field(default=None, repr=False)
+    header: bytes | None = field(default=None, repr=False)
+    """E1 TLV, tag and length included."""
+    package_sha256: bytes | None = None
+    package: bytes | None = field(default=None, repr=False)
+    """The SIM package; only while READY."""
+    end_reason: str = ""
+    """Reason of `REASONS` that ended it; only when ABANDONED or FAILED."""
+    end_detail: str = ""

@@ -1,0 +1,73 @@
+"""Deriving and using keys inside the token: KDF3 by encryption, AES-CMAC, and check values.
+
+`CMAC(K, M) = AES(K, M xor K1)` for one whole block, so CKM_AES_ECB_ENCRYPT_DATA over masked blocks is KDF3.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag
+
+from appliance.domain import derivation
+from appliance.hsm.keys import TEMPLATES, Role, verify_attributes
+from appliance.hsm.module import TokenSession
+
+ZERO_BLOCK = bytes(16)
+KCV_BLOCK = b"\x01" * 16
+"""GlobalPlatform Card Specification 2.3.1, B.6: an AES key's check value is the head of its encryption of 01 x 16."""
+KCV_BYTES = 3
+KDF_CHECK_KDD = b"\xff" * 10
+"""No SIM has this diversification data: an EF.ICCID coding starts with digits."""
+
+
+@contextmanager
+def derived(
+    session: TokenSession, parent: Any, role: Role, mechanism: Mechanism, parameter: Any, bits: int
+) -> Iterator[Any]:
+    """A session key derived from `parent`, read back against its role, destroyed at the end.
+
+    An error of the module while it lives ends the session, and the key with it.
+    """
+    key = session.call(
+        "derive",
+        parent.derive_key,
+        KeyType.AES,
+        bits,
+        mechanism=mechanism,
+        mechanism_param=parameter,
+        capabilities=MechanismFlag(0),
+        template={**TEMPLATES[role].attributes, Attribute.VALUE_LEN: bits // 8},
+    )
+    try:
+        verify_attributes(session, role, key)
+        yield key
+    finally:
+        session.destroy(key)
+
+
+@contextmanager
+def kdf3(
+    session: TokenSession, master: Any, k1: bytes, role: Role, constant: int, kdd: bytes, bits: int = 256
+) -> Iterator[Any]:
+    """`KDF3(master, constant, kdd, bits)` (sim-package.md, Keys) as a session key of this role."""
+    blocks = derivation.ecb_input(derivation.kdf3_blocks(constant, kdd, bits), k1)
+    with derived(session, master, role, Mechanism.AES_ECB_ENCRYPT_DATA, blocks, bits) as key:
+        yield key
+
+
+def encrypt_block(session: TokenSession, key: Any, block: bytes) -> bytes:
+    """AES of one public 16-byte block under a deriving key, read through a throwaway key of that value."""
+    with derived(session, key, Role.READABLE, Mechanism.AES_ECB_ENCRYPT_DATA, block, 128) as readable:
+        return bytes(session.call("read", readable.__getitem__, Attribute.VALUE))
+
+
+def cmac(session: TokenSession, key: Any, message: bytes) -> bytes:
+    """AES-CMAC in the token, 16 bytes."""
+    return bytes(session.call("mac", key.sign, message, mechanism=Mechanism.AES_CMAC))
+
+
+def kdf_check(session: TokenSession, master: Any, k1: bytes, constant: int) -> bytes:
+    """First 3 bytes of `AES-CMAC(KDF3(master, constant, FF x 10, 256), 00 x 16)`: shows that K1 is right."""
+    with kdf3(session, master, k1, Role.CMAC, constant, KDF_CHECK_KDD) as key:
+        return cmac(session, key, ZERO_BLOCK)[:KCV_BYTES]

@@ -1,0 +1,167 @@
+"""The HSM as the vault sees it: three orders and nothing else. One thread only."""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TypeVar
+
+from appliance.domain.keyset import SimIssuer
+from appliance.domain.package import Header
+from appliance.domain.profile import CertificateProfile
+from appliance.errors import ApplianceError, Reason
+from appliance.hsm import probe
+from appliance.hsm.authority import Authority
+from appliance.hsm.channel import open_channel
+from appliance.hsm.masters import KeySets
+from appliance.hsm.module import TokenSession
+from appliance.hsm.orders import (
+    ChannelKeys,
+    ChannelOrder,
+    LoadedKeySet,
+    ModuleParameters,
+    ReceiptOrder,
+    SealOrder,
+    TokenDescription,
+)
+from appliance.hsm.receipts import verify_receipt
+from appliance.hsm.sealing import seal
+
+T = TypeVar("T")
+
+
+class Engine:
+    """A logged-in token with every declared key found, checked and proved.
+
+    After a PKCS#11 error the session is closed at once, which destroys its objects; the next order opens a new one,
+    finds the keys again and repeats every check.
+    """
+
+    def __init__(
+        self,
+        session: TokenSession,
+        issuers: Iterable[SimIssuer],
+        profiles: Iterable[tuple[CertificateProfile, bytes]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._session = session
+        self._issuers: Mapping[str, SimIssuer] = {issuer.name: issuer for issuer in issuers}
+        self._profiles = tuple(profiles)
+        self._clock = clock
+        self._load()
+
+    @classmethod
+    def start(
+        cls,
+        module: ModuleParameters,
+        issuers: Iterable[SimIssuer],
+        profiles: Iterable[tuple[CertificateProfile, bytes]],
+        pin: str,
+        *,
+        clock: Callable[[], datetime],
+        stamp: Callable[[str], None],
+    ) -> "Engine":
+        """Log in, prove the mechanisms, find and check every declared key.
+
+        Args:
+            profiles: each with its CA certificate (DER).
+            stamp: told the kind of each module call before it ("keypair_rsa", "wrap", …) and "" after it.
+
+        Raises:
+            ApplianceError: PIN_REJECTED, TOKEN_ABSENT, TOKEN_CHANGED, KEY_MISSING, KCV_MISMATCH, MECHANISM_MISSING,
+                KEY_ATTRIBUTES_DIFFER, TOKEN_FAULT.
+        """
+        return cls(TokenSession(module, pin, stamp), issuers, profiles, clock)
+
+    def _load(self) -> None:
+        session = self._session
+        self._wrap_mechanism = probe.prove_mechanisms(session)
+        self._key_sets = KeySets(session, self._issuers.values())
+        self._authorities = {
+            profile.name: Authority(session, profile, certificate) for profile, certificate in self._profiles
+        }
+
+    @property
+    def description(self) -> TokenDescription:
+        """Module and token in use."""
+        return self._session.description
+
+    @property
+    def key_sets(self) -> tuple[LoadedKeySet, ...]:
+        """The key sets held, with their check values."""
+        return self._key_sets.loaded
+
+    def issue(self, order: SealOrder) -> bytes:
+        """Make, certify, seal and destroy one key pair; answers its SIM package."""
+        self._issuer(order.sim_issuer).sealing_key_set(order.kvn)
+        return self._run(
+            lambda: seal(
+                self._session,
+                order,
+                self._key_sets.get(order.sim_issuer, order.kvn),
+                self._authority(order.profile),
+                self._wrap_mechanism,
+                self._clock(),
+            )
+        )
+
+    def open_channel(self, order: ChannelOrder) -> ChannelKeys:
+        """Session keys of one SCP03 channel."""
+        return self._run(
+            lambda: open_channel(
+                self._session,
+                order,
+                self._key_sets.get(order.sim_issuer, order.kvn),
+                self._issuer(order.sim_issuer).ssd_aid_bytes,
+            )
+        )
+
+    def verify_receipt(self, order: ReceiptOrder) -> None:
+        """Return only if the receipt verifies."""
+        header = Header.decode(order.header)
+        self._run(
+            lambda: verify_receipt(
+                self._session, order, header, self._key_sets.get(order.sim_issuer, header.kvn)
+            )
+        )
+
+    def close(self) -> None:
+        """Log out and destroy every session object."""
+        self._session.close()
+
+    def _issuer(self, name: str) -> SimIssuer:
+        try:
+            return self._issuers[name]
+        except KeyError:
+            raise ApplianceError(
+                Reason.SIM_ISSUER_UNKNOWN,
+                f"This vault knows no SIM issuer {name}.",
+                hint="Restart the vaults after changing hsm_config/sim_issuers.",
+                field="sim_issuer",
+            ) from None
+
+    def _authority(self, profile: str) -> Authority:
+        try:
+            return self._authorities[profile]
+        except KeyError:
+            raise ApplianceError(
+                Reason.CERTIFICATE_REFUSED,
+                f"This vault serves no certificate profile {profile}.",
+                hint="Name a profile of hsm_config/profiles and restart the vaults.",
+                field="profile",
+            ) from None
+
+    def _run(self, work: Callable[[], T]) -> T:
+        if not self._session.is_open:
+            self._recover()
+        try:
+            return work()
+        finally:
+            if self._session.broken:
+                self._session.close()
+
+    def _recover(self) -> None:
+        self._session.renew()
+        try:
+            self._load()
+        except ApplianceError:
+            self._session.close()
+            raise

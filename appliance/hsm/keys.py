@@ -1,0 +1,122 @@
+"""Roles of keys and their templates, as one table; every key is made from its row and read back against it.
+
+A template states every capability, so that a module's defaults never decide. Source of the meanings: PKCS#11 v2.40
+base specification, sections 4.4 to 4.9; why these and no others: the SIM package design, "Sealing".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pkcs11 import Attribute, KeyType, ObjectClass
+
+from appliance.errors import ApplianceError, Reason
+from appliance.hsm.module import TokenSession
+
+
+class Role(StrEnum):
+    """What a key is for."""
+
+    KM_BIND = "binding master"
+    KM_CHAN = "channel master"
+    ISSUING_CA = "issuing CA key"
+    SUBSCRIBER = "subscriber's key"
+    SUBSCRIBER_PUBLIC = "subscriber's public key"
+    WRAP_DERIVER = "K_SIM"
+    WRAP = "K_PKG"
+    CMAC = "K_AUTH, K_RCPT, K-ENC or K-MAC"
+    PROBE = "known throwaway key"
+    READABLE = "readable throwaway key"
+
+
+@dataclass(frozen=True)
+class Template:
+    """Attributes that a key is made with, and those that show its origin (read back, never set)."""
+
+    attributes: Mapping[Attribute, Any]
+    origin: Mapping[Attribute, Any] = field(default_factory=dict)
+
+
+_SECRET = (
+    Attribute.ENCRYPT,
+    Attribute.DECRYPT,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.SIGN,
+    Attribute.VERIFY,
+    Attribute.DERIVE,
+)
+_PRIVATE = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.SIGN, Attribute.DERIVE)
+_PUBLIC = (Attribute.ENCRYPT, Attribute.WRAP, Attribute.VERIFY)
+
+
+def _may(capabilities: tuple[Attribute, ...], *allowed: Attribute) -> dict[Attribute, Any]:
+    return {capability: capability in allowed for capability in capabilities}
+
+
+_AES = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: KeyType.AES}
+_HIDDEN = {Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
+_READABLE = {Attribute.PRIVATE: True, Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True}
+_ON_TOKEN = {Attribute.TOKEN: True, Attribute.MODIFIABLE: False, Attribute.COPYABLE: False}
+_IN_SESSION = {Attribute.TOKEN: False}
+_BORN_HERE = {Attribute.LOCAL: True, Attribute.ALWAYS_SENSITIVE: True}
+
+_MASTER = Template({**_AES, **_HIDDEN, **_ON_TOKEN, **_may(_SECRET, Attribute.DERIVE)})
+
+TEMPLATES: dict[Role, Template] = {
+    # Formed from components, so LOCAL is false; a master generated in the HSM is as good.
+    Role.KM_BIND: _MASTER,
+    Role.KM_CHAN: _MASTER,
+    Role.ISSUING_CA: Template(
+        {Attribute.CLASS: ObjectClass.PRIVATE_KEY, **_HIDDEN, **_ON_TOKEN, **_may(_PRIVATE, Attribute.SIGN)},
+        {**_BORN_HERE, Attribute.NEVER_EXTRACTABLE: True},
+    ),
+    # EXTRACTABLE because wrapping is its only fate; it can do nothing else.
+    Role.SUBSCRIBER: Template(
+        {
+            Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+            **_IN_SESSION,
+            **_HIDDEN,
+            Attribute.EXTRACTABLE: True,
+            **_may(_PRIVATE),
+        },
+        _BORN_HERE,
+    ),
+    Role.SUBSCRIBER_PUBLIC: Template(
+        {
+            Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+            **_IN_SESSION,
+            Attribute.PRIVATE: False,
+            **_may(_PUBLIC),
+        }
+    ),
+    Role.WRAP_DERIVER: Template({**_AES, **_IN_SESSION, **_HIDDEN, **_may(_SECRET, Attribute.DERIVE)}),
+    Role.WRAP: Template({**_AES, **_IN_SESSION, **_HIDDEN, **_may(_SECRET, Attribute.WRAP)}),
+    Role.CMAC: Template({**_AES, **_IN_SESSION, **_HIDDEN, **_may(_SECRET, Attribute.SIGN)}),
+    Role.PROBE: Template(
+        {**_AES, **_IN_SESSION, **_READABLE, **_may(_SECRET, Attribute.WRAP, Attribute.DERIVE, Attribute.SIGN)}
+    ),
+    # For K1, check values and probes: one encrypted public block, never a key that seals.
+    Role.READABLE: Template({**_AES, **_IN_SESSION, **_READABLE, **_may(_SECRET)}),
+}
+
+
+def verify_attributes(session: TokenSession, role: Role, key: Any, **also: Any) -> None:
+    """Read a key's attributes back and compare them with its role's template (and `also`, by attribute name).
+
+    Raises:
+        ApplianceError: KEY_ATTRIBUTES_DIFFER, naming the attributes.
+    """
+    template = TEMPLATES[role]
+    expected = {**template.attributes, **template.origin, **{Attribute[name]: value for name, value in also.items()}}
+    found = session.call("read", key.get_attributes, tuple(expected))
+    wrong = sorted(a.name for a, value in expected.items() if a not in found or found[a] != value)
+    if wrong:
+        raise ApplianceError(
+            Reason.KEY_ATTRIBUTES_DIFFER,
+            f"A {role} reads back with other attributes than its template: {', '.join(wrong)}.",
+            hint="Use a module or token profile that honours the template; make the key anew in a ceremony.",
+            role=role.name,
+            attributes=",".join(wrong),
+        )

@@ -1,0 +1,144 @@
+"""Issuing one key and certificate: reserve, attempt, act, record.
+
+Each request runs in a task of its own, which neither a cancelled call nor a passed deadline ends; a second call with
+the same request joins it. A request that could not be finished is refused before anything is reserved, where that can
+be known: too little time, or no vault with room.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Final
+
+from appliance import logs
+from appliance.domain.issuance import Attempt, IssuanceRecord
+from appliance.domain.keyset import SimIssuer
+from appliance.domain.package import KeyType
+from appliance.domain.profile import CertificateProfile
+from appliance.domain.request import IssueOrder, RequestedIssue, content_digest, validate
+from appliance.errors import REASONS, ApplianceError, Code, Reason
+from appliance.issuing.vaults import VaultLost, Vaults
+from appliance.ledger import Ledger
+
+SECONDS_NEEDED: Final[Mapping[KeyType, float]] = {KeyType.RSA_2048: 1.0, KeyType.EC_P256: 0.2, KeyType.EC_P384: 0.2}
+"""Time that must be left of a call's deadline: twice the slowest key pair seen (pkcs11.md, Costs seen), and commits."""
+
+_Key = tuple[str, str, bytes]
+
+
+class Issuing:
+    """Makes issuances.
+
+    Args:
+        ledger, vaults: where the work is recorded and done.
+        issuers: the declared SIM issuers by name.
+        profile: the certificate profile that serves.
+        content_key: of the digests that tell a repeated request from another one.
+        clock: aware times.
+        answer: the bytes that answer a finished request, made once and then stored.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        vaults: Vaults,
+        *,
+        issuers: Mapping[str, SimIssuer],
+        profile: CertificateProfile,
+        content_key: bytes,
+        clock: Callable[[], datetime],
+        answer: Callable[[IssuanceRecord], bytes],
+    ) -> None:
+        self._ledger = ledger
+        self._vaults = vaults
+        self._issuers = issuers
+        self._profile = profile
+        self._content_key = content_key
+        self._clock = clock
+        self._answer = answer
+        self._running: dict[_Key, asyncio.Task[bytes]] = {}
+
+    def check(self, fields: RequestedIssue) -> IssueOrder:
+        """The order that this request would make; nothing is stored and no vault is asked.
+
+        Raises:
+            ApplianceError: the first broken rule.
+        """
+        return validate(fields, self._issuers, self._profile, self._clock())
+
+    async def issue(self, client: str, fields: RequestedIssue, seconds_left: float | None) -> bytes:
+        """The answer to the request, for the first or the hundredth time.
+
+        Args:
+            client: URI of the caller; request ids are its own.
+            fields: what arrived.
+            seconds_left: until the call's deadline; None without one.
+
+        Raises:
+            ApplianceError
+        """
+        digest = content_digest(fields, self._content_key)
+        key = (client, fields.request_id, digest)
+        if key not in self._running:
+            stored = await self._ledger.find(client, fields.request_id, digest)
+            if stored is not None:
+                return stored
+        if key not in self._running:  # another call may have come while the ledger was asked
+            order = self.check(fields)
+            _require_time(order.key_type, seconds_left)
+            task = asyncio.create_task(self._make(client, order, digest))
+            self._running[key] = task
+            task.add_done_callback(lambda task: self._ended(key, task))
+        return await asyncio.shield(self._running[key])
+
+    async def drain(self, seconds: float) -> None:
+        """Returns when all requests under way have ended; those that take longer than `seconds` are cut off."""
+        if not self._running:
+            return
+        _, late = await asyncio.wait(list(self._running.values()), timeout=seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            logs.get().warning("issuances cut off", count=len(late))
+            await asyncio.wait(late)
+
+    async def _make(self, client: str, order: IssueOrder, digest: bytes) -> bytes:
+        with self._vaults.admit():
+            reserved = await self._ledger.reserve(client, order, digest)
+            attempt = reserved.attempt
+            while attempt is not None:
+                try:
+                    return await self._try(reserved.record, attempt, order.activation_code)
+                except VaultLost:
+                    attempt = await self._ledger.retry(attempt.issuance, attempt.number)
+        assert reserved.answer is not None  # noqa: S101 (a reservation is one or the other)
+        return reserved.answer
+
+    async def _try(self, record: IssuanceRecord, attempt: Attempt, activation_code: str) -> bytes:
+        try:
+            # What was reserved is made, also where the same request would be read otherwise today.
+            package = await self._vaults.issue(record, attempt, activation_code, self._clock())
+        except ApplianceError as refusal:
+            # Only bad input stays bad: after a fault of token, vault or settings the same call can complete it.
+            if REASONS[refusal.reason].code is Code.INVALID_ARGUMENT:
+                await self._ledger.fail(attempt, refusal.reason, refusal.detail)
+            raise
+        return await self._ledger.complete(attempt, package, self._answer)
+
+    def _ended(self, key: _Key, task: asyncio.Task[bytes]) -> None:
+        del self._running[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The caller may have left: the log is then the only one to hear of it.
+            reason = error.reason if isinstance(error, ApplianceError) else Reason.INTERNAL
+            logs.get().warning("issuance not completed", request_id=key[1], reason=reason)
+
+
+def _require_time(key_type: KeyType, seconds_left: float | None) -> None:
+    needed = SECONDS_NEEDED[key_type]
+    if seconds_left is not None and seconds_left < needed:
+        raise ApplianceError(
+            Reason.DEADLINE_TOO_SHORT,
+            f"{seconds_left:.2f} s are left; a key of type {key_type.name} needs {needed} s. Nothing was reserved.",
+            hint="Send the same call with a longer deadline.",
+            needed_seconds=str(needed),
+        )

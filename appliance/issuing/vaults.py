@@ -1,0 +1,345 @@
+"""The vaults of this machine as the front sees them: which serve, which has room, and one item to one of them.
+
+A vault is one incarnation of a process: `v<slot>-<generation>.sock` in the socket directory, with a channel of its own
+for as long as that socket is the newest of its slot. Only this module of `issuing` imports grpc: what leaves it is an
+ApplianceError or VaultLost.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterable, Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+
+import grpc
+
+from appliance import logs
+from appliance.apdu.scp03 import SessionKeys
+from appliance.api.status import parse
+from appliance.domain.issuance import Attempt, IssuanceRecord
+from appliance.domain.sim import Iccid
+from appliance.errors import ApplianceError, Reason
+from appliance.vault.v1 import vault_pb2 as pb
+from appliance.vault.v1.vault_pb2_grpc import VaultServiceStub
+
+if TYPE_CHECKING:
+    from appliance.vault.v1.vault_pb2_grpc import VaultServiceAsyncStub
+
+SCAN_SECONDS: Final = 0.2
+STATUS_SECONDS: Final = 0.5
+STATUS_TIMEOUT: Final = 2.0
+CALL_TIMEOUT: Final = 180.0
+"""Longer than a full queue of RSA keys takes and than any module call may: the supervisor ends a vault that hangs."""
+PATIENCE: Final = 30.0
+"""How long work that is already reserved waits for a vault: enough for one to be restarted and to log in."""
+
+_SOCKET: Final = re.compile(r"v([0-9]+)-([0-9]+)\.sock")
+_NOT_TAKEN: Final = frozenset({Reason.VAULTS_BUSY, Reason.DRAINING})
+"""With these a vault says that it has not touched the item: another one may have it unchanged."""
+_CHANNEL_OPTIONS: Final = (
+    # After a long outage a channel must come back as fast as a vault does.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # An attempt reaches a vault once; whether it is tried again, the ledger decides.
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+Response = TypeVar("Response", pb.IssueResponse, pb.OpenChannelsResponse, pb.VerifyReceiptsResponse)
+
+
+class VaultLost(Exception):  # noqa: N818 (an event that the use case handles, not an error that anybody is shown)
+    """The vault went away with the item in hand; how far it came, nobody knows."""
+
+
+class OpenChannel(NamedTuple):
+    """A secure channel that can be rendered: the card's challenge and the session keys."""
+
+    card_challenge: bytes
+    keys: SessionKeys
+
+
+class _Link:
+    """One incarnation of a vault; `status` is None while it does not answer."""
+
+    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
+        self.name = path.stem
+        self.status: pb.GetStatusResponse | None = None
+        self.in_flight = 0
+        self._foreign = 0
+        self._changed = changed
+        self._channel = grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+        self.stub = VaultServiceStub(self._channel)
+        self._watching = asyncio.create_task(self._watch())
+
+    @property
+    def serving(self) -> bool:
+        """Whether an item may be sent: a broken connection shows here before the next status does."""
+        return self.status is not None and self._channel.get_state() is grpc.ChannelConnectivity.READY
+
+    @property
+    def capacity(self) -> int:
+        """How many items of this front it takes at once: others' were counted at the last look."""
+        return max(0, self.status.queue_capacity - self._foreign) if self.status and self.serving else 0
+
+    @property
+    def load(self) -> int:
+        """Items that are there already."""
+        return self._foreign + self.in_flight
+
+    @property
+    def room(self) -> int:
+        """How many more items it takes."""
+        return self.capacity - self.in_flight
+
+    def full(self) -> None:
+        """Send nothing more until the next look."""
+        self._foreign = self.status.queue_capacity if self.status else 0
+
+    def lost(self) -> None:
+        """Send nothing more until it answers again."""
+        self.status = None
+
+    async def close(self) -> None:
+        """Ends the link; calls under way finish or break by themselves."""
+        self._watching.cancel()
+        self.status = None
+        await self._channel.close(grace=CALL_TIMEOUT)
+
+    async def _watch(self) -> None:
+        while True:
+            served = self.serving
+            try:
+                status = await self.stub.GetStatus(pb.GetStatusRequest(), timeout=STATUS_TIMEOUT)
+            except grpc.aio.AioRpcError:
+                self.status = None
+            else:
+                self._foreign = max(0, status.queue_length - self.in_flight)
+                self.status = status
+            if served != self.serving:
+                logs.get().info("vault serves" if self.serving else "vault does not answer", vault=self.name)
+            self._changed()
+            await asyncio.sleep(STATUS_SECONDS)
+
+
+class Vaults:
+    """Watches the socket directory and sends items to the least loaded vault. Use within one event loop.
+
+    Args:
+        directory: where the vaults' sockets appear.
+        patience: seconds that an item waits for a vault with room.
+    """
+
+    def __init__(self, directory: Path, *, patience: float = PATIENCE) -> None:
+        self._directory = directory
+        self._patience = patience
+        self._links: dict[str, _Link] = {}
+        self._admitted = 0
+        self._changed = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._scanning: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._scanning = asyncio.create_task(self._scan())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._scanning:
+            self._scanning.cancel()
+        for name in list(self._links):
+            self._retire(name)
+        await asyncio.gather(*self._closing)
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one vault serves."""
+        return any(link.serving for link in self._links.values())
+
+    async def wait_ready(self, timeout: float) -> None:
+        """Returns when a vault serves.
+
+        Raises:
+            ApplianceError: VAULTS_UNAVAILABLE after `timeout` seconds without one.
+        """
+        until = asyncio.get_running_loop().time() + timeout
+        while not self.ready:
+            await self._change(until)
+            if asyncio.get_running_loop().time() >= until:
+                raise self._none()
+
+    async def change(self, timeout: float) -> None:
+        """Returns when something about the vaults may have changed, or after `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+
+    def status(self) -> list[pb.GetStatusResponse]:
+        """The last status of every vault that answers, in the order of their slots."""
+        return [link.status for _, link in sorted(self._links.items()) if link.status]
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """A place for one item, held until the context ends: so that what is reserved finds a vault with room.
+
+        Raises:
+            ApplianceError: VAULTS_UNAVAILABLE, VAULTS_BUSY.
+        """
+        if sum(link.capacity for link in self._links.values()) <= self._admitted:
+            raise self._none()
+        self._admitted += 1
+        try:
+            yield
+        finally:
+            self._admitted -= 1
+
+    async def issue(
+        self, record: IssuanceRecord, attempt: Attempt, activation_code: str, not_before: datetime
+    ) -> bytes:
+        """The SIM package of one attempt at what was reserved.
+
+        Raises:
+            VaultLost: the attempt's counter and serial may be spent; another attempt needs its own.
+            ApplianceError: the vault's refusal, or VAULTS_BUSY, VAULTS_UNAVAILABLE.
+        """
+        item = pb.IssueItem(
+            sim_issuer=record.sim_issuer,
+            kvn=record.kvn,
+            iccid=Iccid.parse(record.iccid).ef_coding,
+            applet_aid=record.applet_aid,
+            key_type=record.key_type,
+            package_counter=attempt.counter,
+            activation_code=activation_code,
+            profile=record.profile,
+            certificate_serial=attempt.serial,
+            subject_common_name=record.subject_common_name,
+            not_before_seconds=int(not_before.timestamp()),
+            not_after_seconds=int(record.not_after.timestamp()),
+        )
+        request = pb.IssueRequest(items=[item])
+        response = await self._send(lambda stub: stub.Issue(request, timeout=CALL_TIMEOUT))
+        return response.package
+
+    async def open_channel(self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes) -> OpenChannel:
+        """SCP03 session keys for one SIM and one value of its sequence counter. Raises as `issue`."""
+        item = pb.ChannelItem(
+            sim_issuer=record.sim_issuer,
+            kvn=record.kvn,
+            iccid=Iccid.parse(record.iccid).ef_coding,
+            sequence_counter=sequence_counter,
+            host_challenge=host_challenge,
+        )
+        request = pb.OpenChannelsRequest(items=[item])
+        keys = (await self._send(lambda stub: stub.OpenChannels(request, timeout=CALL_TIMEOUT))).keys
+        return OpenChannel(keys.card_challenge, SessionKeys(keys.s_enc, keys.s_mac, keys.s_rmac))
+
+    async def verify_receipt(self, record: IssuanceRecord, receipt: bytes) -> None:
+        """Returns only if the receipt is the SIM's, for this package and certificate. Raises as `issue`."""
+        item = pb.ReceiptItem(
+            sim_issuer=record.sim_issuer,
+            header=record.header or b"",
+            certificate=record.certificate or b"",
+            receipt=receipt,
+        )
+        request = pb.VerifyReceiptsRequest(items=[item])
+        await self._send(lambda stub: stub.VerifyReceipts(request, timeout=CALL_TIMEOUT))
+
+    async def _send(self, call: "Callable[[VaultServiceAsyncStub], AsyncIterable[Response]]") -> Response:
+        until = asyncio.get_running_loop().time() + self._patience
+        while True:
+            link = await self._choose(until)
+            link.in_flight += 1
+            try:
+                return await _only(call(link.stub))
+            except ApplianceError as refusal:
+                if refusal.reason not in _NOT_TAKEN:
+                    raise
+                link.full()
+            except VaultLost:
+                link.lost()
+                logs.get().warning("vault lost with an item in hand", vault=link.name)
+                raise
+            finally:
+                link.in_flight -= 1
+                self._notify()
+
+    async def _choose(self, until: float) -> _Link:
+        while True:
+            open_links = [link for link in self._links.values() if link.room > 0]
+            if open_links:
+                return min(open_links, key=lambda link: link.load)
+            if asyncio.get_running_loop().time() >= until:
+                raise self._none()
+            await self._change(until)
+
+    async def _scan(self) -> None:
+        while True:
+            present = {path.stem: path for path in newest_sockets(self._directory)}
+            for name in self._links.keys() - present.keys():
+                self._retire(name)
+            for name in present.keys() - self._links.keys():
+                self._links[name] = _Link(present[name], self._notify)
+            await asyncio.sleep(SCAN_SECONDS)
+
+    def _retire(self, name: str) -> None:
+        closing = asyncio.create_task(self._links.pop(name).close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self, until: float) -> None:
+        await self.change(until - asyncio.get_running_loop().time())
+
+    def _none(self) -> ApplianceError:
+        if self.ready:
+            return ApplianceError(
+                Reason.VAULTS_BUSY, "Every vault's queue is full.", hint="Send the same call again a little later."
+            )
+        return ApplianceError(
+            Reason.VAULTS_UNAVAILABLE, "No vault is serving.", hint="Send the same call again; tell the operator."
+        )
+
+
+def newest_sockets(directory: Path) -> list[Path]:
+    """The socket of the highest generation of each slot; none while the directory is not there."""
+    try:
+        found = sorted(
+            (int(form[1]), int(form[2])) for path in directory.iterdir() if (form := _SOCKET.fullmatch(path.name))
+        )
+    except OSError:
+        return []
+    return [directory / f"v{slot}-{generation}.sock" for slot, generation in dict(found).items()]
+
+
+async def _only(call: AsyncIterable[Response]) -> Response:
+    """The response to the one item of a call.
+
+    Raises:
+        VaultLost, ApplianceError
+    """
+    try:
+        responses = [response async for response in call]
+    except grpc.aio.AioRpcError as error:
+        parsed = parse(error)
+        if parsed.reason not in Reason.__members__:
+            raise VaultLost from None
+        raise _refusal(parsed.reason, parsed.detail, parsed.hint, parsed.field) from None
+    if len(responses) != 1:
+        raise VaultLost
+    if responses[0].HasField("failure"):
+        failure = responses[0].failure
+        raise _refusal(failure.reason, failure.detail, failure.hint, failure.field)
+    return responses[0]
+
+
+def _refusal(reason: str, detail: str, hint: str, field: str) -> ApplianceError:
+    if reason not in Reason.__members__:
+        return ApplianceError(Reason.INTERNAL, detail, hint="Vault and front are of different versions.", said=reason)
+    return ApplianceError(Reason(reason), detail, hint=hint, field=field)

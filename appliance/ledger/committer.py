@@ -1,0 +1,151 @@
+"""One thread makes every change, and one durable commit carries all changes that were waiting.
+
+Each change runs in a savepoint: one that is refused is undone alone. Nobody is answered, not even with a refusal (it
+may rest on a change beside it), before the commit. Nothing waits for company: a group is what is queued by then.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, SQLAlchemyError
+
+from appliance.errors import ApplianceError
+from appliance.ledger import database
+from appliance.ledger.change import Change, Head, holds, take_head
+
+GROUP_MAX = 256
+"""Larger groups gain little (service.md, Ledger) and make the first of them wait."""
+ERASE_SECONDS = 1.0
+"""How soon after its commit an erased key has left the write-ahead log too, unless a backup is running."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Item:
+    work: Callable[[Change], Any]
+    future: Future[Any]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    value: Any = None
+    error: Exception | None = None
+    erases: bool = False
+
+
+class Committer:
+    """Runs submitted changes in order, in groups."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+        self._clock = clock
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._erase_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger-committer", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[Change], T]) -> Future[T]:
+        """Queues a change; its future is done after the commit. A future cancelled before that is not begun."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise database.closed()
+            self._queue.put(_Item(work, future))
+        return future
+
+    def close(self) -> None:
+        """Ends after everything that was queued."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            group, going_on = self._take()
+            live = [item for item in group if item.future.set_running_or_notify_cancel()]
+            if live:
+                self._answer(live)
+            self._erase(now=not going_on)
+
+    def _take(self) -> tuple[list[_Item], bool]:
+        group: list[_Item] = []
+        patience = None if self._erase_at is None else max(0.0, self._erase_at - time.monotonic())
+        try:
+            item = self._queue.get(timeout=patience)
+            while item is not None:
+                group.append(item)
+                if len(group) == GROUP_MAX:
+                    return group, True
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return group, True
+        return group, False
+
+    def _answer(self, group: list[_Item]) -> None:
+        try:
+            outcomes = self._commit(group)
+        except SQLAlchemyError as error:
+            outcomes = [_Outcome(error=database.translated(error)) for _ in group]
+        except Exception as error:  # noqa: BLE001 the thread must outlive a defect, and callers must hear of it
+            outcomes = [_Outcome(error=error) for _ in group]
+        for item, outcome in zip(group, outcomes, strict=True):
+            if outcome.error is not None:
+                item.future.set_exception(outcome.error)
+            else:
+                item.future.set_result(outcome.value)
+        if self._erase_at is None and any(outcome.erases for outcome in outcomes):
+            self._erase_at = time.monotonic() + ERASE_SECONDS
+
+    def _commit(self, group: list[_Item]) -> list[_Outcome]:
+        with self._writer.connect() as connection:
+            transaction = connection.begin()
+            before = take_head(connection)
+            outcomes = [self._attempt(connection, item) for item in group]
+            after = take_head(connection)
+            try:
+                transaction.commit()
+            except DatabaseError:
+                connection.invalidate()
+                if after == before or not self._committed(after):
+                    raise
+        return outcomes
+
+    def _attempt(self, connection: Connection, item: _Item) -> _Outcome:
+        change = Change(connection, self._clock())
+        try:
+            with connection.begin_nested():
+                return _Outcome(value=item.work(change), erases=change.erases)
+        except ApplianceError as refusal:
+            return _Outcome(error=refusal)
+        except (IntegrityError, DataError) as error:
+            return _Outcome(error=database.translated(error))
+        except DatabaseError:
+            # The disk is full, the file is gone: SQLite may have rolled back all of the group.
+            raise
+        except Exception as error:  # noqa: BLE001 a defect in one change is undone like a refusal, and its caller's
+            return _Outcome(error=error)
+
+    def _committed(self, head: Head) -> bool:
+        """Whether a commit that ended in an error has happened all the same: read back what it would have left."""
+        with self._engine.connect() as connection:
+            return holds(connection, head)
+
+    def _erase(self, *, now: bool) -> None:
+        if self._erase_at is None or not (now or time.monotonic() >= self._erase_at):
+            return
+        done = database.truncate_wal(self._engine)
+        self._erase_at = None if done else time.monotonic() + ERASE_SECONDS

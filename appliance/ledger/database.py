@@ -1,0 +1,180 @@
+"""Connections to the database: how they are set up, which schema they must find, how their errors are told.
+
+SQLite runs as service.md found it safe: WAL, synchronous=FULL, transactions that write begin IMMEDIATE. What is erased
+is overwritten: secure_delete in the file, `truncate_wal` behind it, and no temporary files.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from appliance.errors import ApplianceError, Reason
+from appliance.ledger.schema import SCHEMA_VERSION
+
+BUSY_SECONDS = 5
+"""How long SQLite waits for another process, such as a backup or a migration."""
+
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "secure_delete=ON",
+    # Savepoints may not spill old pages, and with them wrapped keys, into files.
+    "temp_store=MEMORY",
+)
+_HINTS = {
+    "SQLITE_FULL": "Make room on the ledger's disk; it goes on by itself.",
+    "SQLITE_IOERR_WRITE": "Make room on the ledger's disk, and check it; the ledger goes on by itself.",
+    "SQLITE_BUSY": "Another process holds the ledger; only one front may write to it.",
+    "SQLITE_CORRUPT": "Stop the front and run: appliance ledger check. Restore a backup if it fails.",
+    "SQLITE_NOTADB": "The file is no ledger; restore a backup.",
+}
+
+
+def connect(url: str) -> Engine:
+    """An engine whose connections are set up; a connection with the option `writes` takes the write lock at once.
+
+    Statements' parameters never stand in errors: they hold personal data.
+    """
+    engine = create_engine(url, hide_parameters=True, pool_size=5)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def file_of(url: str) -> Path | None:
+    """The database file of an SQLite URL; None for a database server."""
+    parsed = make_url(url)
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+def migrate(url: str) -> None:
+    """Makes the ledger, its file for the owner alone, or brings its schema to this program's version.
+
+    Raises:
+        ApplianceError: LEDGER_SCHEMA_MISMATCH for a ledger of a newer program, LEDGER_UNAVAILABLE.
+    """
+    file = file_of(url)
+    with translated_errors():
+        if file is not None:
+            file.touch(mode=0o600)
+        found = _revision(url)
+        if found is not None and found > SCHEMA_VERSION:
+            raise _mismatch(found)
+        config = Config()
+        config.set_main_option("script_location", "appliance.ledger:migrations")
+        engine = connect(url).execution_options(writes=True)
+        try:
+            with engine.connect() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, SCHEMA_VERSION)
+        finally:
+            engine.dispose()
+
+
+def require_schema(url: str) -> None:
+    """Refuses a ledger that is not there or has another schema (LEDGER_SCHEMA_MISMATCH)."""
+    file = file_of(url)
+    with translated_errors():
+        found = None if file is not None and not file.exists() else _revision(url)
+    if found != SCHEMA_VERSION:
+        raise _mismatch(found)
+
+
+def truncate_wal(engine: Engine) -> bool:
+    """Moves the write-ahead log into the file and cuts it to nothing; False while a reader or a backup is in the way.
+
+    Until then the log holds earlier pages, with keys that the file has erased.
+    """
+    if engine.dialect.name != "sqlite":
+        return True
+    try:
+        with closing(engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            # It would make every commit wait for a backup.
+            cursor.execute("PRAGMA busy_timeout=0")
+            try:
+                busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    except (sqlite3.Error, SQLAlchemyError):
+        return False
+    return not busy
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """The door: what the database library raises goes out as an ApplianceError."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise translated(error) from error
+    except OSError as error:
+        raise ApplianceError(
+            Reason.LEDGER_UNAVAILABLE,
+            f"The ledger's file cannot be used: {error.strerror}.",
+            hint="Check that its directory is there and belongs to the front's user.",
+        ) from error
+
+
+def translated(error: SQLAlchemyError) -> ApplianceError:
+    """LEDGER_UNAVAILABLE with the driver's name for what happened; INTERNAL where the ledger's rules were broken."""
+    origin = getattr(error, "orig", None) or error
+    name = origin.sqlite_errorname if isinstance(origin, sqlite3.Error) else type(origin).__name__
+    if isinstance(error, IntegrityError):
+        return ApplianceError(
+            Reason.INTERNAL, f"The database refused a change that breaks its rules ({name}).", hint="See the log."
+        )
+    return ApplianceError(
+        Reason.LEDGER_UNAVAILABLE,
+        f"The ledger could not commit or read ({name}).",
+        hint=_HINTS.get(name, "Repeat the call; it is safe."),
+    )
+
+
+def closed() -> ApplianceError:
+    """The refusal of a ledger that was closed."""
+    return ApplianceError(Reason.LEDGER_UNAVAILABLE, "The ledger is closed.", hint="Call another node, or later.")
+
+
+def _mismatch(found: str | None) -> ApplianceError:
+    detail = "There is no ledger yet" if found is None else f"The ledger has schema version {found}"
+    newer = found is not None and found > SCHEMA_VERSION
+    return ApplianceError(
+        Reason.LEDGER_SCHEMA_MISMATCH,
+        f"{detail}; this program needs {SCHEMA_VERSION}.",
+        hint="Run the newer program." if newer else "Run: appliance ledger migrate (after a backup).",
+        found=found or "",
+        needed=SCHEMA_VERSION,
+    )
+
+
+def _revision(url: str) -> str | None:
+    engine = connect(url)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # The driver's own transaction control is off: it would begin late and deferred.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    for pragma in _PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,276 @@
+"""Reserve, attempt, record: the changes from an accepted request to its package (architecture.md)."""
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import RowMapping, func, insert, select, update
+
+from appliance.domain.audit import SALT_LENGTH, Event, salted_digest
+from appliance.domain.issuance import (
+    KIND,
+    LIVE,
+    MAX_LOST_ATTEMPTS,
+    RESERVATION_IDLE,
+    Attempt,
+    IssuanceRecord,
+    Move,
+    State,
+    next_counter,
+    next_state,
+)
+from appliance.domain.package import SimPackage
+from appliance.domain.request import IssueOrder
+from appliance.domain.sim import Iccid
+from appliance.errors import ApplianceError, Reason
+from appliance.ledger.calls import Call, earlier
+from appliance.ledger.change import APPLIANCE, Change
+from appliance.ledger.lifecycle import end
+from appliance.ledger.queries import record_of, row_of
+from appliance.ledger.schema import attempts, issuances, requests, sims
+
+SERIAL_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Either an attempt to make now, or the stored answer of a finished request."""
+
+    record: IssuanceRecord
+    attempt: Attempt | None
+    answer: bytes | None
+
+
+def reserve(change: Change, client: str, order: IssueOrder, digest: bytes) -> Reservation:
+    """A new issuance with its first attempt, or the request's own one resumed."""
+    request = earlier(change.connection, client, order.request_id, digest)
+    if request is not None:
+        return _resume(change, request)
+    _make_room(change, order.person_id)
+    row = _insert_issuance(change, client, order)
+    Call(client, order.request_id, "Issue", digest).keep(change, row["id"])
+    attempt = _open_attempt(change, row, client)
+    return Reservation(record_of(row), attempt, None)
+
+
+def retry(change: Change, issuance: str, lost_attempt: int) -> Attempt | ApplianceError:
+    """A new attempt in place of a lost one. The third loss is a change too (FAILED), so its error is an answer."""
+    row = row_of(change.connection, issuance)
+    next_state(State(row["state"]), Move.COMPLETE)
+    if row["attempt"] != lost_attempt:
+        raise _late(row)
+    own = attempts.c.issuance == issuance
+    change.connection.execute(update(attempts).where(own, attempts.c.number == lost_attempt).values(lost=True))
+    lost = change.connection.execute(
+        select(func.count()).select_from(attempts).where(own, attempts.c.lost)
+    ).scalar_one()
+    if lost < MAX_LOST_ATTEMPTS:
+        return _open_attempt(change, row, APPLIANCE, lost=str(lost))
+    detail = f"{lost} attempts to make it lost their vault."
+    end(change, row, Move.FAIL, Event.FAILED, APPLIANCE, Reason.TOKEN_FAULT, detail)
+    return _failed(row_of(change.connection, issuance))
+
+
+def complete(change: Change, attempt: Attempt, package: bytes, answer: Callable[[IssuanceRecord], bytes]) -> bytes:
+    """The newest attempt's package and answer are kept: READY."""
+    row = row_of(change.connection, attempt.issuance)
+    own_request = (requests.c.client == row["client"], requests.c.request_id == row["request_id"])
+    stored: bytes | None = change.connection.execute(select(requests.c.answer).where(*own_request)).scalar_one()
+    if stored is not None:
+        return stored
+    state = next_state(State(row["state"]), Move.COMPLETE)
+    if row["attempt"] != attempt.number:
+        raise _late(row)
+    parts = _parts_for(row, attempt, package)
+    digest = hashlib.sha256(package).digest()
+    change.connection.execute(
+        update(issuances)
+        .where(issuances.c.id == attempt.issuance)
+        .values(
+            state=state,
+            updated=change.now,
+            counter=attempt.counter,
+            certificate_serial=attempt.serial,
+            certificate=parts.certificate,
+            header=parts.header.encode(),
+            wrapped_key=parts.wrapped,
+            package_mac=parts.mac,
+            package_sha256=digest,
+        )
+    )
+    change.record(
+        Event.COMPLETED,
+        attempt.issuance,
+        APPLIANCE,
+        attempt=str(attempt.number),
+        serial=attempt.serial.hex(),
+        header_sha256=parts.header.digest().hex(),
+        package_sha256=digest.hex(),
+        certificate_sha256=hashlib.sha256(parts.certificate).hexdigest(),
+    )
+    made = answer(record_of(row_of(change.connection, attempt.issuance), with_package=False))
+    change.connection.execute(update(requests).where(*own_request).values(answer=made))
+    return made
+
+
+def fail(change: Change, attempt: Attempt, reason: str, detail: str) -> None:
+    """The newest attempt of a RESERVED issuance ends it; any other changes nothing."""
+    row = row_of(change.connection, attempt.issuance)
+    if row["state"] == State.RESERVED and row["attempt"] == attempt.number:
+        end(change, row, Move.FAIL, Event.FAILED, APPLIANCE, Reason(reason), detail)
+
+
+def _resume(change: Change, request: RowMapping) -> Reservation:
+    row = row_of(change.connection, request["issuance"])
+    if request["answer"] is not None:
+        return Reservation(record_of(row), None, request["answer"])
+    if row["state"] == State.FAILED:
+        raise _failed(row)
+    next_state(State(row["state"]), Move.COMPLETE)
+    attempt = _open_attempt(change, row, row["client"])
+    return Reservation(record_of(row), attempt, None)
+
+
+def _make_room(change: Change, person_id: str) -> None:
+    """Ends an idle reservation of this person; refuses for any other live issuance, as the database would too."""
+    held = (issuances.c.person_id == person_id, issuances.c.kind == KIND, issuances.c.state.in_(LIVE))
+    row = change.connection.execute(select(issuances).where(*held)).mappings().first()
+    if row is None:
+        return
+    if row["state"] != State.RESERVED or change.now - row["attempted"] < RESERVATION_IDLE:
+        raise ApplianceError(
+            Reason.PERSON_HAS_LIVE_ISSUANCE,
+            "The person already has a live issuance.",
+            hint="Deliver it, abandon it, or repeat the request that made it.",
+            field="person_id",
+            issuance=f"issuances/{row['id']}",
+        )
+    detail = "It idled in RESERVED and gave way to a new request for its person."
+    end(change, row, Move.SUPERSEDE, Event.SUPERSEDED, APPLIANCE, Reason.PERSON_HAS_LIVE_ISSUANCE, detail)
+
+
+def _insert_issuance(change: Change, client: str, order: IssueOrder) -> RowMapping:
+    issuance = uuid.uuid4().hex
+    salt = secrets.token_bytes(SALT_LENGTH)
+    values = {
+        "id": issuance,
+        "client": client,
+        "request_id": order.request_id,
+        "kind": KIND,
+        "state": State.RESERVED,
+        "person_id": order.person_id,
+        "sim_issuer": order.sim_issuer,
+        "iccid": order.iccid.digits,
+        "kvn": order.kvn,
+        "applet_aid": order.applet_aid,
+        "key_type": order.key_type,
+        "profile": order.profile,
+        "subject_common_name": order.subject_common_name,
+        "not_after": order.not_after,
+        "card_issuer": order.card_issuer,
+        "card_serial": order.card_serial,
+        "card_not_after": order.card_not_after,
+        "created": change.now,
+        "updated": change.now,
+        "attempt": 0,
+        "attempted": change.now,
+        "end_reason": "",
+        "end_detail": "",
+        "salt": salt,
+    }
+    change.connection.execute(insert(issuances).values(values))
+    personal = {
+        "person_id": order.person_id.encode(),
+        "subject_common_name": order.subject_common_name.encode(),
+        "iccid": order.iccid.digits.encode(),
+        "card_issuer": order.card_issuer.encode(),
+        "card_serial": order.card_serial,
+    }
+    change.record(
+        Event.RESERVED,
+        issuance,
+        client,
+        request_id=order.request_id,
+        sim_issuer=order.sim_issuer,
+        kvn=str(order.kvn),
+        key_type=order.key_type.name,
+        profile=order.profile,
+        not_after=order.not_after.isoformat(),
+        **{f"{name}_digest": salted_digest(salt, value) for name, value in personal.items()},
+    )
+    return row_of(change.connection, issuance)
+
+
+def _open_attempt(change: Change, row: RowMapping, actor: str, **facts: str) -> Attempt:
+    sim = sims.c.iccid == row["iccid"]
+    last = change.connection.execute(select(sims.c.last_counter).where(sim)).scalar_one_or_none()
+    counter = next_counter(last or 0, change.now)
+    if last is None:
+        change.connection.execute(insert(sims).values(iccid=row["iccid"], last_counter=counter))
+    else:
+        change.connection.execute(update(sims).where(sim).values(last_counter=counter))
+    attempt = Attempt(row["id"], row["attempt"] + 1, counter, _random_serial())
+    change.connection.execute(
+        insert(attempts).values(
+            issuance=attempt.issuance,
+            number=attempt.number,
+            iccid=row["iccid"],
+            counter=counter,
+            serial=attempt.serial,
+            opened=change.now,
+            lost=False,
+        )
+    )
+    change.connection.execute(
+        update(issuances).where(issuances.c.id == row["id"]).values(attempt=attempt.number, attempted=change.now)
+    )
+    change.record(
+        Event.ATTEMPTED,
+        row["id"],
+        actor,
+        attempt=str(attempt.number),
+        counter=str(counter),
+        serial=attempt.serial.hex(),
+        **facts,
+    )
+    return attempt
+
+
+def _random_serial() -> bytes:
+    """Positive, and always 16 bytes as a DER INTEGER: the top bit is 0 and the next one 1."""
+    first, *rest = secrets.token_bytes(SERIAL_LENGTH)
+    return bytes((first & 0x3F | 0x40, *rest))
+
+
+def _parts_for(row: RowMapping, attempt: Attempt, package: bytes) -> SimPackage:
+    parts = SimPackage.decode(package)
+    header = parts.header
+    made = (header.iccid, header.applet_aid, header.kvn, header.counter, header.key_type)
+    ordered = (Iccid(row["iccid"]).ef_coding, row["applet_aid"], row["kvn"], attempt.counter, row["key_type"])
+    if made != ordered:
+        raise ApplianceError(
+            Reason.INTERNAL, "The package's header is not what was ordered.", hint="Nothing was stored; see the log."
+        )
+    return parts
+
+
+def _late(row: RowMapping) -> ApplianceError:
+    return ApplianceError(
+        Reason.ISSUANCE_ENDED,
+        "A newer attempt has taken this one's place.",
+        hint="Repeat the request; it gets the newer attempt's answer.",
+        issuance=f"issuances/{row['id']}",
+        state=row["state"],
+    )
+
+
+def _failed(row: RowMapping) -> ApplianceError:
+    return ApplianceError(
+        Reason.ISSUANCE_FAILED,
+        f"The issuance failed: {row['end_reason']}. {row['end_detail']}",
+        hint="Mend the cause and issue anew with another request_id.",
+        issuance=f"issuances/{row['id']}",
+        end_reason=row["end_reason"],
+    )
