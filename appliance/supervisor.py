@@ -274,11 +274,14 @@ class Supervisor:
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
+        overdue = self._stop_by is not None and now > self._stop_by
         for slot in self._slots:
-            if slot.vault and now - slot.vault.heard > self.silence_seconds:
-                self._kill(slot, slot.vault, "silent")
-            elif slot.vault and self._stop_by is not None and now > self._stop_by:
+            if slot.vault and overdue:
                 self._kill(slot, slot.vault, "did not end after its lifeline")
+            elif slot.vault and now - slot.vault.heard > self.silence_seconds:
+                self._kill(slot, slot.vault, "silent")
+        if overdue:
+            self._stop_by = now + self.stop_seconds  # as in `_kill`
 
     def _kill(self, slot: _Slot, vault: _Vault, why: str) -> None:
         self.log("vault killed", slot=slot.number, generation=vault.generation, why=why)
@@ -358,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             pin = bytearray(getpass.getpass("PIN of the token: "), "utf-8")
     except PinUnavailable as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"appliance vaults: {error}\n")
         return FINAL
 
     def command(slot: int, generation: int) -> list[str]:

@@ -1,7 +1,6 @@
 """Key components: each proves its own check value, their XOR is the key. They live in buffers that are wiped."""
 
-import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,8 +23,18 @@ class Component:
 
 def key_check_value(key: bytes | bytearray) -> str:
     """First 3 bytes of AES(key, 01 x 16), hex (GlobalPlatform Card Specification 2.3.1, B.6)."""
-    block = Cipher(algorithms.AES(bytes(key)), modes.ECB()).encryptor().update(b"\x01" * 16)  # noqa: S305 - one block
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(b"\x01" * 16)  # noqa: S305 - one block
     return block[:KCV_BYTES].hex().upper()
+
+
+@contextmanager
+def wiped(components: Iterable[Component]) -> Iterator[None]:
+    """Overwrite the components' values at the end, whatever happened."""
+    try:
+        yield
+    finally:
+        for component in components:
+            _wipe(component.value)
 
 
 @contextmanager
@@ -35,24 +44,34 @@ def combined(components: Sequence[Component]) -> Iterator[bytearray]:
     Raises:
         ApplianceError: COMPONENT_INVALID, naming which component; nothing was combined.
     """
-    key = bytearray(KEY_BYTES)
-    try:
-        if len(components) not in COUNT:
-            raise _invalid(f"{len(components)} components were given; a key has 2 to 9.", "components")
-        for number, component in enumerate(components, 1):
-            where = f"components[{number}]"
-            if len(component.value) != KEY_BYTES:
-                raise _invalid(f"Component {number} has {len(component.value)} bytes, not {KEY_BYTES}.", where)
-            found = key_check_value(component.value)
-            if not hmac.compare_digest(found, component.kcv.upper()):
-                raise _invalid(f"Component {number} has check value {found}, not {component.kcv.upper()}.", where)
-        for component in components:
-            for index, byte in enumerate(component.value):
-                key[index] ^= byte
-        yield key
-    finally:
-        for buffer in (key, *(component.value for component in components)):
-            buffer[:] = bytes(len(buffer))
+    with wiped(components):
+        _check(components)
+        key = bytearray(KEY_BYTES)
+        try:
+            for component in components:
+                for index, byte in enumerate(component.value):
+                    key[index] ^= byte
+            yield key
+        finally:
+            _wipe(key)
+
+
+def _check(components: Sequence[Component]) -> None:
+    if len(components) not in COUNT:
+        raise _invalid(f"The number of components is {len(components)}; a key has 2 to 9.", "components")
+    for number, component in enumerate(components, 1):
+        where = f"components[{number}]"
+        if len(component.value) != KEY_BYTES:
+            raise _invalid(f"Component {number} has {len(component.value)} bytes, not {KEY_BYTES}.", where)
+        found = key_check_value(component.value)
+        if found != component.kcv.upper():
+            raise _invalid(f"Component {number} has check value {found}, not {component.kcv.upper()}.", where)
+        if any(component.value == earlier.value for earlier in components[: number - 1]):
+            raise _invalid(f"Component {number} was given before: the two would cancel each other.", where)
+
+
+def _wipe(buffer: bytearray) -> None:
+    buffer[:] = bytes(len(buffer))
 
 
 def _invalid(detail: str, where: str) -> ApplianceError:

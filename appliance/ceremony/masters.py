@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from appliance.ceremony.components import Component, combined
+from appliance.ceremony.components import Component, combined, wiped
 from appliance.domain.keyset import MasterKey
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import Role
-from appliance.hsm.making import import_master
+from appliance.hsm.making import import_master, require_free
 from appliance.hsm.module import TokenSession
 
 
@@ -21,16 +21,20 @@ def form_masters(
     """Combine both keys' components and put them on the token; the components are wiped.
 
     Raises:
-        ApplianceError: COMPONENT_INVALID (also where both keys would be equal), KEY_EXISTS, TOKEN_FAULT.
+        ApplianceError: COMPONENT_INVALID (also where both keys would be equal), KEY_EXISTS, KEY_ATTRIBUTES_DIFFER,
+            TOKEN_FAULT.
     """
-    with combined(bind) as km_bind, combined(chan) as km_chan:
+    bind_label, chan_label = (label(role, sim_issuer, kvn) for role in (Role.KM_BIND, Role.KM_CHAN))
+    with wiped((*bind, *chan)), combined(bind) as km_bind, combined(chan) as km_chan:
         if km_bind == km_chan:
             raise ApplianceError(
                 Reason.COMPONENT_INVALID,
                 "KM-BIND and KM-CHAN would be the same key.",
                 hint="A TSM may hold KM-CHAN and must never hold KM-BIND: form them from different components.",
+                field="components",
             )
+        require_free(session, bind_label, chan_label)
         return (
-            import_master(session, Role.KM_BIND, label(Role.KM_BIND, sim_issuer, kvn), km_bind),
-            import_master(session, Role.KM_CHAN, label(Role.KM_CHAN, sim_issuer, kvn), km_chan),
+            import_master(session, Role.KM_BIND, bind_label, km_bind),
+            import_master(session, Role.KM_CHAN, chan_label, km_chan),
         )

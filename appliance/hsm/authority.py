@@ -4,8 +4,10 @@ import hashlib
 from datetime import datetime
 from typing import Any
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
 from appliance.domain import certificate
@@ -15,45 +17,72 @@ from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import Role, verify_attributes
 from appliance.hsm.module import TokenSession
 
-_PROOF_NOT_BEFORE = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
-_PROOF_NOT_AFTER = datetime.fromisoformat("2000-01-01T00:00:01+00:00")
+_PROOF = b"PROOF OF USE: text, and so no certificate and no revocation list of anybody."
+_HASHES: dict[str, hashes.HashAlgorithm] = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
 
 
 class TokenSigner:
     """A signing key on the token, with the scheme that its public key implies."""
 
-    def __init__(self, session: TokenSession, label: str, spki: bytes) -> None:
-        """Find and check the key.
+    def __init__(self, session: TokenSession, label: str, spki: bytes, *, field: str = "") -> None:
+        """Find and check the key, and prove by use that it is the private half of its public key.
 
         Args:
             spki: its SubjectPublicKeyInfo, DER.
+            field: where the settings declare it.
 
         Raises:
             ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER.
         """
         self._session = session
         self._scheme = certificate.signature_scheme(spki)
-        self._rsa = self._scheme.algorithm == "sha256_rsa"
-        key_type = KeyType.RSA if self._rsa else KeyType.EC
-        self._key: Any = session.find({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.KEY_TYPE: key_type}, label)
-        verify_attributes(session, Role.ISSUING_CA, self._key)
+        key_type = KeyType.RSA if self._scheme.is_rsa else KeyType.EC
+        template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.KEY_TYPE: key_type}
+        self._key: Any = session.find(template, label, field=field)
+        verify_attributes(session, Role.ISSUING_CA, self._key, field=field)
+        if not self._belongs_to(spki):
+            raise ApplianceError(
+                Reason.KEY_ATTRIBUTES_DIFFER,
+                f"Key {label} on the token is not the one of its CA certificate.",
+                hint="Set ca_certificate and ca_label to what the same ceremony made.",
+                field=field,
+                label=label,
+            )
 
     def sign(self, tbs: bytes) -> bytes:
         """The certificate (DER) of a TBSCertificate."""
-        if self._rsa:
-            signature = self._session.call("sign", self._key.sign, tbs, mechanism=Mechanism.SHA256_RSA_PKCS)
-        else:
-            digest = hashlib.new(self._scheme.hash_name, tbs).digest()
-            raw = self._session.call("sign", self._key.sign, digest, mechanism=Mechanism.ECDSA)
-            signature = certificate.ecdsa_signature(raw)
-        return certificate.assemble(tbs, signature)
+        return certificate.assemble(tbs, self._signature(tbs))
+
+    def _signature(self, message: bytes) -> bytes:
+        """As it stands in a certificate."""
+        if self._scheme.is_rsa:
+            return bytes(self._session.call("sign", self._key.sign, message, mechanism=Mechanism.SHA256_RSA_PKCS))
+        digest = hashlib.new(self._scheme.hash_name, message).digest()
+        return certificate.ecdsa_signature(
+            self._session.call("sign", self._key.sign, digest, mechanism=Mechanism.ECDSA)
+        )
+
+    def _belongs_to(self, spki: bytes) -> bool:
+        signature = self._signature(_PROOF)
+        algorithm = _HASHES[self._scheme.hash_name]
+        try:
+            match load_der_public_key(spki):
+                case rsa.RSAPublicKey() as public:
+                    public.verify(signature, _PROOF, padding.PKCS1v15(), algorithm)
+                    return True
+                case ec.EllipticCurvePublicKey() as public:
+                    public.verify(signature, _PROOF, ec.ECDSA(algorithm))
+                    return True
+        except InvalidSignature:
+            pass
+        return False
 
 
 class Authority:
-    """One certificate profile with its CA: key on the token, certificate from the settings, proved to belong."""
+    """One certificate profile with its CA: key on the token, certificate from the settings."""
 
     def __init__(self, session: TokenSession, profile: CertificateProfile, issuer: bytes) -> None:
-        """Find the key and prove by use that it is the certificate's.
+        """Find the key and prove that it is the certificate's.
 
         Args:
             issuer: the CA certificate, DER.
@@ -64,24 +93,11 @@ class Authority:
         self._profile = profile
         self._issuer = issuer
         self._placeholder = certificate.placeholder_signature(issuer)
-        spki = certificate.public_key(issuer)
-        self._signer = TokenSigner(session, profile.ca_label, spki)
-        # Not a certificate for anybody: it ended a second after it began, a quarter of a century ago.
-        proof = certificate.build_tbs(profile, issuer, spki, 1, "PROOF OF USE", _PROOF_NOT_BEFORE, _PROOF_NOT_AFTER)
-        signed = x509.load_der_x509_certificate(self._signer.sign(proof))
-        try:
-            signed.verify_directly_issued_by(x509.load_der_x509_certificate(issuer))
-        except (InvalidSignature, ValueError):
-            raise ApplianceError(
-                Reason.KEY_ATTRIBUTES_DIFFER,
-                f"CA key {profile.ca_label} on the token is not the one of profile {profile.name}'s CA certificate.",
-                hint="Set ca_certificate and ca_label to what the same ceremony made.",
-                field=f"profiles.{profile.name}.ca_certificate",
-            ) from None
+        self._signer = TokenSigner(
+            session, profile.ca_label, certificate.public_key(issuer), field=f"profiles.{profile.name}.ca_label"
+        )
 
-    def issue(
-        self, spki: bytes, serial: int, common_name: str, not_before: datetime, not_after: datetime
-    ) -> bytes:
+    def issue(self, spki: bytes, serial: int, common_name: str, not_before: datetime, not_after: datetime) -> bytes:
         """Build from typed fields, lint, and only then sign; answers the certificate (DER).
 
         Raises:

@@ -13,11 +13,11 @@ from appliance.hsm.module import TokenSession
 from appliance.hsm.orders import ChannelKeys, ChannelOrder
 
 
-def open_channel(session: TokenSession, order: ChannelOrder, key_set: HeldKeySet, ssd_aid: bytes) -> ChannelKeys:
+def open_channel(session: TokenSession, order: ChannelOrder, key_set: HeldKeySet) -> ChannelKeys:
     """Card challenge and session keys (GPC Amendment D, 6.2.1 and 6.2.2.1) for one sequence counter.
 
     Raises:
-        ApplianceError: SCP03_INVALID, TOKEN_FAULT.
+        ApplianceError: ICCID_INVALID, SCP03_INVALID, TOKEN_FAULT.
     """
     Iccid.from_ef_coding(order.iccid)
     channel = key_set.declared.channel
@@ -36,7 +36,7 @@ def open_channel(session: TokenSession, order: ChannelOrder, key_set: HeldKeySet
             hint="Use one more than the SIM's last counter; a fresh SIM starts with 1.",
             field="sequence_counter",
         )
-    context = derivation.pseudo_random_challenge_context(order.sequence_counter, ssd_aid)
+    context = derivation.pseudo_random_challenge_context(order.sequence_counter, key_set.issuer.ssd_aid_bytes)
     bits = channel.key_bits
     chan, kdd = key_set.chan, order.iccid
     with chan.kdf3(Role.CMAC, derivation.CHANNEL_ENC, kdd, bits) as k_enc:

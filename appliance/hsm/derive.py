@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag
@@ -37,23 +37,21 @@ def derived(
         mechanism=mechanism,
         mechanism_param=parameter,
         capabilities=MechanismFlag(0),
-        template={**TEMPLATES[role].attributes, Attribute.VALUE_LEN: bits // 8},
+        template=dict(TEMPLATES[role].attributes),
     )
     try:
-        verify_attributes(session, role, key)
+        verify_attributes(session, role, key, length=bits // 8)
         yield key
     finally:
         session.destroy(key)
 
 
-@contextmanager
 def kdf3(
     session: TokenSession, master: Any, k1: bytes, role: Role, constant: int, kdd: bytes, bits: int = 256
-) -> Iterator[Any]:
+) -> AbstractContextManager[Any]:
     """`KDF3(master, constant, kdd, bits)` (sim-package.md, Keys) as a session key of this role."""
     blocks = derivation.ecb_input(derivation.kdf3_blocks(constant, kdd, bits), k1)
-    with derived(session, master, role, Mechanism.AES_ECB_ENCRYPT_DATA, blocks, bits) as key:
-        yield key
+    return derived(session, master, role, Mechanism.AES_ECB_ENCRYPT_DATA, blocks, bits)
 
 
 def encrypt_block(session: TokenSession, key: Any, block: bytes) -> bytes:
@@ -67,7 +65,22 @@ def cmac(session: TokenSession, key: Any, message: bytes) -> bytes:
     return bytes(session.call("mac", key.sign, message, mechanism=Mechanism.AES_CMAC))
 
 
-def kdf_check(session: TokenSession, master: Any, k1: bytes, constant: int) -> bytes:
-    """First 3 bytes of `AES-CMAC(KDF3(master, constant, FF x 10, 256), 00 x 16)`: shows that K1 is right."""
+def kcv(session: TokenSession, key: Any) -> bytes:
+    """GlobalPlatform check value of a deriving key, 3 bytes."""
+    return encrypt_block(session, key, KCV_BLOCK)[:KCV_BYTES]
+
+
+def subkey_k1(session: TokenSession, key: Any) -> bytes:
+    """CMAC's subkey K1 of a deriving key, 16 bytes; it needs no secrecy, but must be right."""
+    return derivation.cmac_subkey_k1(encrypt_block(session, key, ZERO_BLOCK))
+
+
+def kdf_check(session: TokenSession, master: Any, k1: bytes, role: Role) -> bytes:
+    """First 3 bytes of `AES-CMAC(KDF3(master, c, FF x 10, 256), 00 x 16)`: shows that K1 is right.
+
+    Args:
+        role: of the master; c is 10 for KM-BIND, 01 for KM-CHAN.
+    """
+    constant = derivation.K_SIM if role is Role.KM_BIND else derivation.CHANNEL_ENC
     with kdf3(session, master, k1, Role.CMAC, constant, KDF_CHECK_KDD) as key:
         return cmac(session, key, ZERO_BLOCK)[:KCV_BYTES]

@@ -1,6 +1,6 @@
 """The HSM as the vault sees it: three orders and nothing else. One thread only."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ class Engine:
         clock: Callable[[], datetime],
     ) -> None:
         self._session = session
-        self._issuers: Mapping[str, SimIssuer] = {issuer.name: issuer for issuer in issuers}
+        self._issuers = tuple(issuers)
         self._profiles = tuple(profiles)
         self._clock = clock
         self._load()
@@ -73,11 +73,15 @@ class Engine:
 
     def _load(self) -> None:
         session = self._session
-        self._wrap_mechanism = probe.prove_mechanisms(session)
-        self._key_sets = KeySets(session, self._issuers.values())
-        self._authorities = {
-            profile.name: Authority(session, profile, certificate) for profile, certificate in self._profiles
-        }
+        try:
+            self._wrap_mechanism = probe.prove_mechanisms(session)
+            self._key_sets = KeySets(session, self._issuers)
+            self._authorities = {
+                profile.name: Authority(session, profile, certificate) for profile, certificate in self._profiles
+            }
+        except BaseException:
+            session.close()
+            raise
 
     @property
     def description(self) -> TokenDescription:
@@ -90,13 +94,16 @@ class Engine:
         return self._key_sets.loaded
 
     def issue(self, order: SealOrder) -> bytes:
-        """Make, certify, seal and destroy one key pair; answers its SIM package."""
-        self._issuer(order.sim_issuer).sealing_key_set(order.kvn)
+        """Make, certify, seal and destroy one key pair; answers its SIM package.
+
+        Raises:
+            ApplianceError: SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE, and what `seal` raises.
+        """
         return self._run(
             lambda: seal(
                 self._session,
                 order,
-                self._key_sets.get(order.sim_issuer, order.kvn),
+                self._key_sets.get(order.sim_issuer, order.kvn, to_seal=True),
                 self._authority(order.profile),
                 self._wrap_mechanism,
                 self._clock(),
@@ -104,39 +111,28 @@ class Engine:
         )
 
     def open_channel(self, order: ChannelOrder) -> ChannelKeys:
-        """Session keys of one SCP03 channel."""
-        return self._run(
-            lambda: open_channel(
-                self._session,
-                order,
-                self._key_sets.get(order.sim_issuer, order.kvn),
-                self._issuer(order.sim_issuer).ssd_aid_bytes,
-            )
-        )
+        """Session keys of one SCP03 channel.
+
+        Raises:
+            ApplianceError: SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, and what `channel.open_channel` raises.
+        """
+        return self._run(lambda: open_channel(self._session, order, self._key_sets.get(order.sim_issuer, order.kvn)))
 
     def verify_receipt(self, order: ReceiptOrder) -> None:
-        """Return only if the receipt verifies."""
+        """Return only if the receipt verifies.
+
+        Raises:
+            ApplianceError: TLV_INVALID and others for the header, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, and what
+                `receipts.verify_receipt` raises.
+        """
         header = Header.decode(order.header)
         self._run(
-            lambda: verify_receipt(
-                self._session, order, header, self._key_sets.get(order.sim_issuer, header.kvn)
-            )
+            lambda: verify_receipt(self._session, order, header, self._key_sets.get(order.sim_issuer, header.kvn))
         )
 
     def close(self) -> None:
         """Log out and destroy every session object."""
         self._session.close()
-
-    def _issuer(self, name: str) -> SimIssuer:
-        try:
-            return self._issuers[name]
-        except KeyError:
-            raise ApplianceError(
-                Reason.SIM_ISSUER_UNKNOWN,
-                f"This vault knows no SIM issuer {name}.",
-                hint="Restart the vaults after changing hsm_config/sim_issuers.",
-                field="sim_issuer",
-            ) from None
 
     def _authority(self, profile: str) -> Authority:
         try:
@@ -151,17 +147,10 @@ class Engine:
 
     def _run(self, work: Callable[[], T]) -> T:
         if not self._session.is_open:
-            self._recover()
+            self._session.renew()
+            self._load()
         try:
             return work()
         finally:
             if self._session.broken:
                 self._session.close()
-
-    def _recover(self) -> None:
-        self._session.renew()
-        try:
-            self._load()
-        except ApplianceError:
-            self._session.close()
-            raise

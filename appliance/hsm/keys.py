@@ -22,7 +22,7 @@ class Role(StrEnum):
     KM_CHAN = "channel master"
     ISSUING_CA = "issuing CA key"
     SUBSCRIBER = "subscriber's key"
-    SUBSCRIBER_PUBLIC = "subscriber's public key"
+    PUBLIC = "public key"
     WRAP_DERIVER = "K_SIM"
     WRAP = "K_PKG"
     CMAC = "K_AUTH, K_RCPT, K-ENC or K-MAC"
@@ -47,8 +47,8 @@ _SECRET = (
     Attribute.VERIFY,
     Attribute.DERIVE,
 )
-_PRIVATE = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.SIGN, Attribute.DERIVE)
-_PUBLIC = (Attribute.ENCRYPT, Attribute.WRAP, Attribute.VERIFY)
+_PRIVATE = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.SIGN, Attribute.SIGN_RECOVER, Attribute.DERIVE)
+_PUBLIC = (Attribute.ENCRYPT, Attribute.WRAP, Attribute.VERIFY, Attribute.VERIFY_RECOVER)
 
 
 def _may(capabilities: tuple[Attribute, ...], *allowed: Attribute) -> dict[Attribute, Any]:
@@ -59,7 +59,8 @@ _AES = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: KeyType.AES
 _HIDDEN = {Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
 _READABLE = {Attribute.PRIVATE: True, Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True}
 _ON_TOKEN = {Attribute.TOKEN: True, Attribute.MODIFIABLE: False, Attribute.COPYABLE: False}
-_IN_SESSION = {Attribute.TOKEN: False}
+# MODIFIABLE is not stated here: a module may refuse to derive into a key that is not.
+_IN_SESSION = {Attribute.TOKEN: False, Attribute.COPYABLE: False}
 _BORN_HERE = {Attribute.LOCAL: True, Attribute.ALWAYS_SENSITIVE: True}
 
 _MASTER = Template({**_AES, **_HIDDEN, **_ON_TOKEN, **_may(_SECRET, Attribute.DERIVE)})
@@ -79,11 +80,12 @@ TEMPLATES: dict[Role, Template] = {
             **_IN_SESSION,
             **_HIDDEN,
             Attribute.EXTRACTABLE: True,
+            Attribute.MODIFIABLE: False,
             **_may(_PRIVATE),
         },
         _BORN_HERE,
     ),
-    Role.SUBSCRIBER_PUBLIC: Template(
+    Role.PUBLIC: Template(
         {
             Attribute.CLASS: ObjectClass.PUBLIC_KEY,
             **_IN_SESSION,
@@ -102,21 +104,26 @@ TEMPLATES: dict[Role, Template] = {
 }
 
 
-def verify_attributes(session: TokenSession, role: Role, key: Any, **also: Any) -> None:
-    """Read a key's attributes back and compare them with its role's template (and `also`, by attribute name).
+def verify_attributes(session: TokenSession, role: Role, key: Any, *, length: int = 0, field: str = "") -> None:
+    """Read a key's attributes back and compare them with its role's template.
+
+    Args:
+        length: of a secret key, bytes.
+        field: where the settings declare the key.
 
     Raises:
         ApplianceError: KEY_ATTRIBUTES_DIFFER, naming the attributes.
     """
     template = TEMPLATES[role]
-    expected = {**template.attributes, **template.origin, **{Attribute[name]: value for name, value in also.items()}}
+    expected = {**template.attributes, **template.origin, **({Attribute.VALUE_LEN: length} if length else {})}
     found = session.call("read", key.get_attributes, tuple(expected))
     wrong = sorted(a.name for a, value in expected.items() if a not in found or found[a] != value)
     if wrong:
         raise ApplianceError(
             Reason.KEY_ATTRIBUTES_DIFFER,
-            f"A {role} reads back with other attributes than its template: {', '.join(wrong)}.",
+            f"The {role} reads back with other attributes than its template: {', '.join(wrong)}.",
             hint="Use a module or token profile that honours the template; make the key anew in a ceremony.",
+            field=field,
             role=role.name,
             attributes=",".join(wrong),
         )

@@ -1,12 +1,12 @@
 """The master keys of a key set: found on the token, held against their template and declared check values."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from itertools import combinations
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, ObjectClass
 
-from appliance.domain import derivation
 from appliance.domain.keyset import KeySet, MasterKey, SimIssuer
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm import derive
@@ -14,47 +14,56 @@ from appliance.hsm.keys import Role, verify_attributes
 from appliance.hsm.module import TokenSession
 from appliance.hsm.orders import LoadedKeySet
 
+MASTER_BYTES = 32
 _AES_KEYS = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: KeyType.AES}
 
 
 class Master:
     """One master key and its CMAC subkey K1, which is computed in the token at every start and never stored."""
 
-    def __init__(self, session: TokenSession, role: Role, declared: MasterKey, where: str) -> None:
+    def __init__(self, session: TokenSession, role: Role, declared: MasterKey, field: str) -> None:
         """Find and check the key.
+
+        Args:
+            field: where the settings declare it.
 
         Raises:
             ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER, KCV_MISMATCH.
         """
         self._session = session
-        self._key = session.find(_AES_KEYS, declared.label)
-        verify_attributes(session, role, self._key, VALUE_LEN=32)
-        self.kcv = derive.encrypt_block(session, self._key, derive.KCV_BLOCK)[: derive.KCV_BYTES]
-        _compare(self.kcv, declared.kcv, declared.label, f"{where}.kcv")
-        self._k1 = derivation.cmac_subkey_k1(derive.encrypt_block(session, self._key, derive.ZERO_BLOCK))
-        constant = derivation.K_SIM if role is Role.KM_BIND else derivation.CHANNEL_ENC
-        _compare(
-            derive.kdf_check(session, self._key, self._k1, constant),
-            declared.kdf_kcv,
-            declared.label,
-            f"{where}.kdf_kcv",
-        )
+        self.label = declared.label
+        self._key = session.find(_AES_KEYS, declared.label, field=f"{field}.label")
+        verify_attributes(session, role, self._key, length=MASTER_BYTES, field=field)
+        self.kcv = derive.kcv(session, self._key)
+        self._require(self.kcv, declared.kcv, f"{field}.kcv")
+        self._k1 = derive.subkey_k1(session, self._key)
+        kdf_kcv = derive.kdf_check(session, self._key, self._k1, role)
+        self._require(kdf_kcv, declared.kdf_kcv, f"{field}.kdf_kcv")
 
-    @contextmanager
-    def kdf3(self, role: Role, constant: int, kdd: bytes, bits: int = 256) -> Iterator[Any]:
+    def kdf3(self, role: Role, constant: int, kdd: bytes, bits: int = 256) -> AbstractContextManager[Any]:
         """A key derived from this master."""
-        with derive.kdf3(self._session, self._key, self._k1, role, constant, kdd, bits) as key:
-            yield key
+        return derive.kdf3(self._session, self._key, self._k1, role, constant, kdd, bits)
+
+    def _require(self, found: bytes, declared: str, field: str) -> None:
+        if found != bytes.fromhex(declared):
+            raise ApplianceError(
+                Reason.KCV_MISMATCH,
+                f"Key {self.label} has check value {found.hex().upper()}, but {declared.upper()} is declared.",
+                hint="Correct the declaration from the ceremony's transcript, or find out who changed the key.",
+                field=field,
+                label=self.label,
+            )
 
 
 class HeldKeySet:
     """A declared key set and its two masters on the token."""
 
     def __init__(self, session: TokenSession, issuer: SimIssuer, declared: KeySet) -> None:
-        where = f"sim_issuers.{issuer.name}.key_sets[{declared.kvn:02X}]"
+        field = f"sim_issuers.{issuer.name}.key_sets[{declared.kvn:02X}]"
+        self.issuer = issuer
         self.declared = declared
-        self.bind = Master(session, Role.KM_BIND, declared.bind, f"{where}.bind")
-        self.chan = Master(session, Role.KM_CHAN, declared.chan, f"{where}.chan")
+        self.bind = Master(session, Role.KM_BIND, declared.bind, f"{field}.bind")
+        self.chan = Master(session, Role.KM_CHAN, declared.chan, f"{field}.chan")
         self.loaded = LoadedKeySet(issuer.name, declared.kvn, self.bind.kcv, self.chan.kcv)
 
 
@@ -62,40 +71,45 @@ class KeySets:
     """Every key set of every SIM issuer, found at start and again after each renewal of the session."""
 
     def __init__(self, session: TokenSession, issuers: Iterable[SimIssuer]) -> None:
-        issuers = tuple(issuers)
-        self._held = {(i.name, s.kvn): HeldKeySet(session, i, s) for i in issuers for s in i.key_sets}
-        self.loaded = tuple(held.loaded for held in self._held.values())
-        kcvs = [kcv for held in self.loaded for kcv in (held.bind_kcv, held.chan_kcv)]
-        if len(set(kcvs)) != len(kcvs):
-            raise ApplianceError(
-                Reason.KCV_MISMATCH,
-                "Two master keys on the token have the same check value.",
-                hint="KM-BIND and KM-CHAN of every key set must differ: form the doubled one anew.",
-            )
-
-    def get(self, sim_issuer: str, kvn: int) -> HeldKeySet:
-        """The key set of this SIM issuer and version number.
+        """Find them all.
 
         Raises:
-            ApplianceError: KEY_SET_UNKNOWN.
+            ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER, KCV_MISMATCH, also where two masters are one key.
         """
-        try:
-            return self._held[sim_issuer, kvn]
-        except KeyError:
+        self._issuers = {issuer.name: issuer for issuer in issuers}
+        self._held = {
+            (issuer.name, key_set.kvn): HeldKeySet(session, issuer, key_set)
+            for issuer in self._issuers.values()
+            for key_set in issuer.key_sets
+        }
+        self.loaded = tuple(held.loaded for held in self._held.values())
+        masters = [master for held in self._held.values() for master in (held.bind, held.chan)]
+        for one, other in combinations(masters, 2):
+            if one.kcv == other.kcv:
+                raise ApplianceError(
+                    Reason.KCV_MISMATCH,
+                    f"Keys {one.label} and {other.label} have the same check value {one.kcv.hex().upper()}.",
+                    hint="No master key may serve in two places: form one of them anew.",
+                    field="sim_issuers",
+                    label=other.label,
+                )
+
+    def get(self, sim_issuer: str, kvn: int, *, to_seal: bool = False) -> HeldKeySet:
+        """The key set of this SIM issuer and version number.
+
+        Args:
+            to_seal: refuse one whose state does not permit sealing; channels and receipts are served in every state.
+
+        Raises:
+            ApplianceError: SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE.
+        """
+        issuer = self._issuers.get(sim_issuer)
+        if issuer is None:
             raise ApplianceError(
-                Reason.KEY_SET_UNKNOWN,
-                f"This vault holds no key set {kvn:02X} of SIM issuer {sim_issuer}.",
+                Reason.SIM_ISSUER_UNKNOWN,
+                f"This vault knows no SIM issuer {sim_issuer}.",
                 hint="Restart the vaults after changing hsm_config/sim_issuers.",
-                field="kvn",
-            ) from None
-
-
-def _compare(found: bytes, declared: str, label: str, field: str) -> None:
-    if found.hex() != declared.lower():
-        raise ApplianceError(
-            Reason.KCV_MISMATCH,
-            f"Key {label} has check value {found.hex().upper()}, but {declared.upper()} is declared.",
-            hint="Correct the declaration from the ceremony's transcript, or find out who changed the key.",
-            field=field,
-            label=label,
-        )
+                field="sim_issuer",
+            )
+        declared = issuer.sealing_key_set(kvn) if to_seal else issuer.key_set(kvn)
+        return self._held[sim_issuer, declared.kvn]

@@ -5,6 +5,7 @@ python-pkcs11 initialises a module for a single thread, so everything here belon
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pkcs11
@@ -40,32 +41,27 @@ class TokenSession:
             ApplianceError: TOKEN_ABSENT, TOKEN_CHANGED, PIN_REJECTED, TOKEN_FAULT.
         """
         self._parameters = parameters
-        self._pin = pin
+        self._pin: str | None = pin
         self._stamp = stamp
         self._session: pkcs11.Session | None = None
         self.broken = False
-        try:
-            self._library = pkcs11.lib(parameters.path)
-        except (exceptions.PKCS11Error, RuntimeError) as error:
-            raise ApplianceError(
-                Reason.TOKEN_ABSENT,
-                f"The PKCS#11 module {parameters.path} cannot be loaded ({type(error).__name__}).",
-                hint="Check module.path in appliance.toml and install the vendor's client.",
-                field="module.path",
-            ) from None
+        self._library = self.call("load", load, parameters.path)
         self.open()
 
     def __repr__(self) -> str:
         return f"TokenSession({self._parameters!r})"
 
     def open(self) -> None:
-        """Find the token by its label, compare its serial number, and log in."""
+        """Find the token by its label, compare its serial number, and log in; a PIN once refused is forgotten."""
+        if self._pin is None:
+            raise self._pin_rejected("it was refused before and is not tried again")
         token = self.call("find", self._find_token)
         serial = token.serial.decode("ascii", "replace").strip()
         if self._parameters.token_serial and serial != self._parameters.token_serial:
             raise ApplianceError(
                 Reason.TOKEN_CHANGED,
-                f"Token {self._parameters.token_label} has serial number {serial}, not {self._parameters.token_serial}.",
+                f"Token {self._parameters.token_label} has serial number {serial}, "
+                f"not {self._parameters.token_serial}.",
                 hint="Set module.token_serial after a ceremony that replaced the token; otherwise find out who did.",
                 field="module.token_serial",
                 serial=serial,
@@ -74,11 +70,8 @@ class TokenSession:
         try:
             self._session = token.open(rw=True, user_pin=self._pin)
         except _PIN_ERRORS as error:
-            raise ApplianceError(
-                Reason.PIN_REJECTED,
-                f"Token {self._parameters.token_label} refused the PIN ({type(error).__name__}).",
-                hint="Find the right PIN before starting again: a token locks after a few wrong ones.",
-            ) from None
+            self._pin = None
+            raise self._pin_rejected(type(error).__name__) from None
         except exceptions.PKCS11Error as error:
             raise token_fault("login", error) from None
         finally:
@@ -91,7 +84,7 @@ class TokenSession:
         )
 
     def _find_token(self) -> pkcs11.Token:
-        tokens = list(self._library.get_tokens(token_label=self._parameters.token_label))
+        tokens: list[pkcs11.Token] = list(self._library.get_tokens(token_label=self._parameters.token_label))
         if len(tokens) != 1:
             raise ApplianceError(
                 Reason.TOKEN_ABSENT,
@@ -100,6 +93,13 @@ class TokenSession:
                 field="module.token_label",
             )
         return tokens[0]
+
+    def _pin_rejected(self, why: str) -> ApplianceError:
+        return ApplianceError(
+            Reason.PIN_REJECTED,
+            f"Token {self._parameters.token_label} refused the PIN ({why}).",
+            hint="Find the right PIN before starting again: a token locks after a few wrong ones.",
+        )
 
     @property
     def raw(self) -> pkcs11.Session:
@@ -136,24 +136,26 @@ class TokenSession:
     def renew(self) -> None:
         """Initialise the module again (one that lost its token answers from stale tables until then) and log in."""
         self.close()
-        self.call("find", self._library.reinitialize)
+        self.call("load", self._library.reinitialize)
         self.open()
 
     def close(self) -> None:
-        """End the session and with it every session object; an error here means that it is gone already."""
+        """End the session and with it every session object; where that fails, end the module, and all with it."""
         session, self._session = self._session, None
-        self.broken = False
         if session is not None:
-            self._stamp("close")
             try:
-                session.close()
-            except exceptions.PKCS11Error as error:
-                log.info("closing a broken session gave %s", type(error).__name__)
-            finally:
-                self._stamp("")
+                self.call("close", session.close)
+            except ApplianceError as fault:
+                log.info("closing a broken session: %s", fault.detail)
+                with suppress(ApplianceError):
+                    self.call("close", self._library.finalize)
+        self.broken = False
 
-    def find(self, template: Mapping[Attribute, Any], label: str) -> Any:
-        """The one token object of this class, type and label.
+    def find(self, template: Mapping[Attribute, Any], label: str, *, field: str = "") -> Any:
+        """The one object of this class, type and label.
+
+        Args:
+            field: where the settings declare the label.
 
         Raises:
             ApplianceError: KEY_MISSING where there is none or more than one.
@@ -164,6 +166,7 @@ class TokenSession:
                 Reason.KEY_MISSING,
                 f"The token has {len(found)} keys labelled {label} of the expected type; one is needed.",
                 hint="Make it in a ceremony, or correct the label in the settings.",
+                field=field,
                 label=label,
             )
         return found[0]
@@ -171,6 +174,23 @@ class TokenSession:
     def find_all(self, template: Mapping[Attribute, Any]) -> list[Any]:
         """Every object that matches."""
         return self.call("find", lambda: list(self.raw.get_objects(dict(template))))
+
+
+def load(path: str) -> Any:
+    """The PKCS#11 module of this path, loaded and initialised once in a process.
+
+    Raises:
+        ApplianceError: TOKEN_ABSENT.
+    """
+    try:
+        return pkcs11.lib(path)
+    except RuntimeError as error:  # PKCS11Error is one
+        raise ApplianceError(
+            Reason.TOKEN_ABSENT,
+            f"The PKCS#11 module {path} cannot be loaded ({type(error).__name__}).",
+            hint="Check module.path in appliance.toml and install the vendor's client.",
+            field="module.path",
+        ) from None
 
 
 def token_fault(kind: str, error: exceptions.PKCS11Error) -> ApplianceError:

@@ -1,4 +1,4 @@
-"""What a vault may ask of the HSM: typed fields, from which everything that is derived, wrapped or signed is built here.
+"""What a vault may ask of the HSM: typed fields, from which all that is derived, wrapped or signed is built here.
 
 The fields are those of `appliance.vault.v1`; there is no order that carries bytes to sign, a key to wrap under, or
 derivation data.

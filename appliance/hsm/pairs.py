@@ -1,4 +1,4 @@
-"""Subscribers' key pairs: generated in the session, read back, wrapped once, destroyed."""
+"""Key pairs: generated in the token, read back; a subscriber's lives for one sealing and is destroyed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Attribute, MechanismFlag
 
 from appliance.domain.package import KeyType
+from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import TEMPLATES, Role, verify_attributes
 from appliance.hsm.module import TokenSession
 
@@ -25,43 +26,57 @@ _CURVE_OIDS = {KeyType.EC_P256: "1.2.840.10045.3.1.7", KeyType.EC_P384: "1.3.132
 @contextmanager
 def generated(session: TokenSession, key_type: KeyType) -> Iterator[tuple[Any, bytes]]:
     """A subscriber's private key (its handle) and SubjectPublicKeyInfo (DER); destroyed at the end."""
-    options = {
-        "store": False,
-        "capabilities": MechanismFlag(0),
-        "public_template": dict(TEMPLATES[Role.SUBSCRIBER_PUBLIC].attributes),
-        "private_template": dict(TEMPLATES[Role.SUBSCRIBER].attributes),
-    }
-    if key_type is KeyType.RSA_2048:
-        public, private = session.call(
-            "keypair_rsa", session.raw.generate_keypair, pkcs11.KeyType.RSA, RSA_BITS, **options
-        )
-    else:
-        parameters = session.raw.create_domain_parameters(
-            pkcs11.KeyType.EC, {Attribute.EC_PARAMS: curve_parameters(key_type)}, local=True
-        )
-        public, private = session.call("keypair_ec", parameters.generate_keypair, **options)
+    public, private = generate(session, key_type, Role.SUBSCRIBER)
     try:
         verify_attributes(session, Role.SUBSCRIBER, private)
-        verify_attributes(session, Role.SUBSCRIBER_PUBLIC, public)
+        verify_attributes(session, Role.PUBLIC, public)
         yield private, spki(session, key_type, public)
     finally:
         session.destroy(private)
         session.destroy(public)
 
 
-def curve_parameters(key_type: KeyType) -> bytes:
-    """CKA_EC_PARAMS: the named curve's OID, DER."""
-    return bytes(ObjectIdentifier(_CURVE_OIDS[key_type]).dump())
+def generate(session: TokenSession, key_type: KeyType, role: Role, label: str | None = None) -> tuple[Any, Any]:
+    """The handles of a new key pair, public and private; the caller reads them back and owns them.
+
+    The public half always leaves with the session: the certificate is its home.
+    """
+    options = {
+        "label": label,
+        "capabilities": MechanismFlag(0),
+        "public_template": dict(TEMPLATES[Role.PUBLIC].attributes),
+        "private_template": dict(TEMPLATES[role].attributes),
+    }
+    made: tuple[Any, Any]
+    if key_type is KeyType.RSA_2048:
+        made = session.call("keypair_rsa", session.raw.generate_keypair, pkcs11.KeyType.RSA, RSA_BITS, **options)
+    else:
+        curve = {Attribute.EC_PARAMS: ObjectIdentifier(_CURVE_OIDS[key_type]).dump()}
+        parameters = session.raw.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)  # no module call
+        made = session.call("keypair_ec", parameters.generate_keypair, **options)
+    return made
 
 
 def spki(session: TokenSession, key_type: KeyType, public: Any) -> bytes:
-    """SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) of a public key object; a point off its curve raises ValueError."""
-    if key_type is KeyType.RSA_2048:
-        numbers = session.call("read", public.get_attributes, (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT))
-        modulus, exponent = (int.from_bytes(numbers[a], "big") for a in (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT))
-        key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    else:
-        point = session.call("read", public.__getitem__, Attribute.EC_POINT)
-        encoded = OctetString.load(point).native
-        key = ec.EllipticCurvePublicKey.from_encoded_point(CURVES[key_type], encoded)
+    """SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) of a public key object.
+
+    Raises:
+        ApplianceError: TOKEN_FAULT, also for a public key that is none of this type.
+    """
+    wanted = (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT) if key_type is KeyType.RSA_2048 else (Attribute.EC_POINT,)
+    found = session.call("read", public.get_attributes, wanted)
+    try:
+        values = [found[attribute] for attribute in wanted]
+        if key_type is KeyType.RSA_2048:
+            modulus, exponent = (int.from_bytes(value, "big") for value in values)
+            key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+        else:
+            key = ec.EllipticCurvePublicKey.from_encoded_point(CURVES[key_type], OctetString.load(values[0]).native)
+    except (KeyError, TypeError, ValueError):
+        raise ApplianceError(
+            Reason.TOKEN_FAULT,
+            f"The HSM made a key pair whose public half is no {key_type.name} key.",
+            hint="Look at the HSM; nothing was certified.",
+            call="read",
+        ) from None
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,8 +1,12 @@
 """Start-up probes: mechanisms are chosen by what they do, shown with throwaway keys, never by a module's name."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from asn1crypto.parser import peek
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding
@@ -13,24 +17,30 @@ from appliance.domain import derivation
 from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm import derive, pairs
-from appliance.hsm.keys import TEMPLATES, Role
+from appliance.hsm.keys import TEMPLATES, Role, verify_attributes
 from appliance.hsm.module import TokenSession
 
 WRAP_CANDIDATES = (Mechanism.AES_KEY_WRAP_KWP, Mechanism.AES_KEY_WRAP_PAD)
 """RFC 5649 stands behind different numbers on different modules, and the same number means different things."""
+_REFUSALS = ("FunctionNotSupported", "KeyTypeInconsistent", "MechanismInvalid", "MechanismParamInvalid")
+"""Errors that mean that a mechanism is not there; others are faults, and may pass."""
+_MOST_PADDING = 7
+"""Zero bytes behind the DER (sim-package.md, "Opening")."""
 
 
 def prove_mechanisms(session: TokenSession) -> Mechanism:
     """Try every mechanism that sealing needs with a known throwaway key; answer the one that is RFC 5649 KWP.
 
     Raises:
-        ApplianceError: MECHANISM_MISSING, naming the mechanism.
+        ApplianceError: MECHANISM_MISSING, naming the mechanism; TOKEN_FAULT.
     """
     value = os.urandom(32)
     template = {**TEMPLATES[Role.PROBE].attributes, Attribute.VALUE: value}
     probe = session.call("probe", session.raw.create_object, template)
     try:
+        verify_attributes(session, Role.PROBE, probe, length=len(value))
         _prove_derivation(session, probe, value)
+        _prove_mac(session, probe, value)
         return _choose_wrap(session, probe, value)
     finally:
         session.destroy(probe)
@@ -46,17 +56,15 @@ def _prove_derivation(session: TokenSession, probe: Any, value: bytes) -> None:
         Mechanism.AES_CBC_ENCRYPT_DATA: ((derive.ZERO_BLOCK, b"".join(blocks)), cbc),
     }
     for mechanism, (parameter, outcome) in expected.items():
-        try:
-            with derive.derived(session, probe, Role.READABLE, mechanism, parameter, 256) as key:
-                found = session.call("read", key.__getitem__, Attribute.VALUE)
-        except ApplianceError as error:
-            raise _missing(mechanism, f"the module answered {error.facts.get('error', error.reason)}") from None
+        with _needed(mechanism), derive.derived(session, probe, Role.READABLE, mechanism, parameter, 256) as key:
+            found = session.call("read", key.__getitem__, Attribute.VALUE)
         if found != outcome:
             raise _missing(mechanism, "it derives another key than the leading bytes of the ciphertext")
-    try:
+
+
+def _prove_mac(session: TokenSession, probe: Any, value: bytes) -> None:
+    with _needed(Mechanism.AES_CMAC):
         mac = derive.cmac(session, probe, value)
-    except ApplianceError as error:
-        raise _missing(Mechanism.AES_CMAC, f"the module answered {error.facts.get('error', error.reason)}") from None
     if mac != _cmac(value, value):
         raise _missing(Mechanism.AES_CMAC, "it gives another MAC than RFC 4493")
 
@@ -65,22 +73,33 @@ def _choose_wrap(session: TokenSession, probe: Any, value: bytes) -> Mechanism:
     offered = session.call("probe", session.raw.token.slot.get_mechanisms)
     with pairs.generated(session, KeyType.EC_P256) as (private, spki):
         for mechanism in WRAP_CANDIDATES:
-            if mechanism in offered and _is_kwp(
-                session.call("wrap", probe.wrap_key, private, mechanism=mechanism), value, spki
-            ):
-                return mechanism
+            if mechanism in offered:
+                with _needed(mechanism):
+                    wrapped = session.call("wrap", probe.wrap_key, private, mechanism=mechanism)
+                if _is_kwp(wrapped, value, spki):
+                    return mechanism
     raise _missing(Mechanism.AES_KEY_WRAP_KWP, "neither 210B nor 210A is RFC 5649 over PKCS#8")
 
 
 def _is_kwp(wrapped: bytes, value: bytes, spki: bytes) -> bool:
     try:
         padded = aes_key_unwrap_with_padding(value, wrapped)
-        length = 2 + padded[1]  # a P-256 PrivateKeyInfo is shorter than 128 bytes; zeros may follow it
-        key = load_der_private_key(padded[:length], password=None)
-    except (InvalidUnwrap, ValueError, IndexError):
+        length = peek(padded)
+        public = load_der_private_key(padded[:length], password=None).public_key()
+    except (InvalidUnwrap, UnsupportedAlgorithm, ValueError):
         return False
-    same = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki
-    return same and not any(padded[length:])
+    same = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki
+    return same and not any(padded[length:]) and len(padded) - length <= _MOST_PADDING
+
+
+@contextmanager
+def _needed(mechanism: Mechanism) -> Iterator[None]:
+    try:
+        yield
+    except ApplianceError as error:
+        if error.facts.get("error") not in _REFUSALS:
+            raise
+        raise _missing(mechanism, f"the module answered {error.facts['error']}") from None
 
 
 def _cmac(key: bytes, message: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import hmac
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.domain import derivation
@@ -20,13 +21,11 @@ def verify_receipt(session: TokenSession, order: ReceiptOrder, header: Header, k
     """Return only if the receipt is this SIM's for this package and certificate.
 
     Raises:
-        ApplianceError: RECEIPT_INVALID, RECEIPT_REJECTED, TOKEN_FAULT.
+        ApplianceError: RECEIPT_INVALID, RECEIPT_REJECTED, FIELD_INVALID (certificate), TOKEN_FAULT.
     """
     signature, expected = split_receipt(order.receipt, header.key_type)
     message = receipt_message(header.digest(), order.certificate)
-    public = x509.load_der_x509_certificate(order.certificate).public_key()
-    spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    verify_signature(spki, header.key_type, message, signature)
+    verify_signature(_public_key(order.certificate), header.key_type, message, signature)
     with key_set.bind.kdf3(Role.CMAC, derivation.K_RCPT, header.iccid) as k_rcpt:
         found = derive.cmac(session, k_rcpt, message)
     if not hmac.compare_digest(found, expected):
@@ -36,3 +35,16 @@ def verify_receipt(session: TokenSession, order: ReceiptOrder, header: Header, k
             hint="Read the receipt again from the SIM that the script was for.",
             field="receipt",
         )
+
+
+def _public_key(certificate: bytes) -> bytes:
+    try:
+        public = x509.load_der_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise ApplianceError(
+            Reason.FIELD_INVALID,
+            "The certificate cannot be read.",
+            hint="Send the certificate of this issuance, DER.",
+            field="certificate",
+        ) from None
+    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

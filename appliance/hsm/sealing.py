@@ -1,6 +1,7 @@
 """Sealing: a key pair is born, certified, wrapped for one SIM and destroyed (sim-package.md, "Sealing")."""
 
 import hashlib
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from pkcs11 import Mechanism
@@ -8,12 +9,12 @@ from pkcs11 import Mechanism
 from appliance.domain import derivation
 from appliance.domain.package import (
     ACTIVATION_CHECK_LENGTH,
+    SPKI_DIGEST_LENGTH,
     Header,
     SimPackage,
     activation_message,
     package_mac_input,
 )
-from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm import derive, pairs
 from appliance.hsm.authority import Authority
@@ -37,18 +38,12 @@ def seal(
     """Make one key pair and answer its SIM package.
 
     Raises:
-        ApplianceError: TIME_INVALID, CERTIFICATE_REFUSED, ACTIVATION_CODE_INVALID, TOKEN_FAULT, …;
-            whatever was made is destroyed.
+        ApplianceError: TIME_INVALID, ICCID_INVALID, AID_INVALID, KVN_INVALID, FIELD_INVALID, ACTIVATION_CODE_INVALID
+            before anything is made; CERTIFICATE_REFUSED, TOKEN_FAULT: whatever was made is destroyed.
     """
-    if abs(order.not_before - now) > CLOCK_TOLERANCE:
-        raise ApplianceError(
-            Reason.TIME_INVALID,
-            f"Validity would start at {order.not_before:%FT%TZ}, but the vault's clock says {now:%FT%TZ}.",
-            hint="Bring the clocks of front and vault together.",
-            field="not_before_seconds",
-        )
-    Iccid.from_ef_coding(order.iccid)
+    _check_validity(order, now)
     activation = activation_message(order.activation_code)
+    outline = _outline(order)
     bind = key_set.bind
     with pairs.generated(session, order.key_type) as (private, spki):
         certificate = authority.issue(
@@ -59,27 +54,51 @@ def seal(
             order.not_after,
         )
         with bind.kdf3(Role.CMAC, derivation.K_AUTH, order.iccid) as k_auth:
-            header = Header(
-                iccid=order.iccid,
-                applet_aid=order.applet_aid,
-                kvn=order.kvn,
-                counter=order.package_counter,
-                key_type=order.key_type,
+            header = replace(
+                outline,
                 spki_sha256=hashlib.sha256(spki).digest(),
                 activation_check=derive.cmac(session, k_auth, activation)[:ACTIVATION_CHECK_LENGTH],
             )
-            wrapped = _wrap(session, bind, order.iccid, header, private, wrap_mechanism)
+            wrapped = _wrap(session, bind, header, private, wrap_mechanism)
             mac = derive.cmac(session, k_auth, package_mac_input(header.encode(), wrapped, certificate))
     return SimPackage(header, wrapped, certificate, mac).encode()
 
 
-def _wrap(
-    session: TokenSession, bind: Master, iccid: bytes, header: Header, private: object, mechanism: Mechanism
-) -> bytes:
+def _check_validity(order: SealOrder, now: datetime) -> None:
+    if abs(order.not_before - now) > CLOCK_TOLERANCE:
+        raise ApplianceError(
+            Reason.TIME_INVALID,
+            f"Validity would start at {order.not_before:%FT%TZ}, but the vault's clock says {now:%FT%TZ}.",
+            hint="Bring the clocks of front and vault together.",
+            field="not_before_seconds",
+        )
+    if order.not_after <= order.not_before:
+        raise ApplianceError(
+            Reason.TIME_INVALID,
+            f"Validity would end at {order.not_after:%FT%TZ}, before it starts.",
+            hint="Send an end of validity in the future.",
+            field="not_after_seconds",
+        )
+
+
+def _outline(order: SealOrder) -> Header:
+    """The header as far as the order says it, which checks the order's fields."""
+    return Header(
+        iccid=order.iccid,
+        applet_aid=order.applet_aid,
+        kvn=order.kvn,
+        counter=order.package_counter,
+        key_type=order.key_type,
+        spki_sha256=bytes(SPKI_DIGEST_LENGTH),
+        activation_check=bytes(ACTIVATION_CHECK_LENGTH),
+    )
+
+
+def _wrap(session: TokenSession, bind: Master, header: Header, private: object, mechanism: Mechanism) -> bytes:
     """C1 = KWP(K_PKG, private key), with K_PKG = AES-256-CBC(K_SIM, IV 0, H)."""
     parameter = (derive.ZERO_BLOCK, header.digest())
     with (
-        bind.kdf3(Role.WRAP_DERIVER, derivation.K_SIM, iccid) as k_sim,
+        bind.kdf3(Role.WRAP_DERIVER, derivation.K_SIM, header.iccid) as k_sim,
         derive.derived(session, k_sim, Role.WRAP, Mechanism.AES_CBC_ENCRYPT_DATA, parameter, 256) as k_pkg,
     ):
         return bytes(session.call("wrap", k_pkg.wrap_key, private, mechanism=mechanism))

@@ -1,6 +1,7 @@
 """One change: its connection, its time, and the audit entries it writes in its own transaction: no audit, no change."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,6 +13,18 @@ from appliance.ledger.schema import audit, audit_head
 APPLIANCE = "appliance"
 """The actor where no client asked."""
 
+_TAKE_HEAD = select(audit_head.c.last).with_for_update()
+
+
+class Told(NamedTuple):
+    """An audit entry to be; its number is given when its group is committed."""
+
+    time: datetime
+    event: Event
+    issuance: str
+    actor: str
+    facts: Mapping[str, str]
+
 
 @dataclass
 class Change:
@@ -20,31 +33,30 @@ class Change:
     connection: Connection
     now: datetime
     erases: bool = False
+    told: list[Told] = field(default_factory=list)
 
     def record(self, event: Event, issuance: str, actor: str, **facts: str) -> None:
-        """Appends the audit entry; no fact may hold personal data but as `salted_digest`."""
-        number: int = self.connection.execute(
-            update(audit_head).values(last=audit_head.c.last + 1).returning(audit_head.c.last)
-        ).scalar_one()
-        entry = AuditEntry(number, self.now, event, issuance, actor, facts).canonical()
-        self.connection.execute(insert(audit).values(number=number, issuance=issuance, entry=entry))
+        """Tells of this change in the audit log; no fact may hold personal data but as `salted_digest`."""
+        self.told.append(Told(self.now, event, issuance, actor, facts))
 
 
-class Head(NamedTuple):
-    """The newest audit entry; every change that matters leaves one, so it tells whether a commit has happened."""
-
-    number: int
-    entry: bytes
-
-
-def take_head(connection: Connection) -> Head:
-    """The newest entry. On a database server it also takes the right to append, so that two nodes cannot deadlock."""
-    number: int = connection.execute(select(audit_head.c.last).with_for_update()).scalar_one()
-    entry = connection.execute(select(audit.c.entry).where(audit.c.number == number)).scalar_one_or_none()
-    return Head(number, entry or b"")
+def take_head(connection: Connection) -> int:
+    """The newest entry's number. On a database server also the right to append: two nodes cannot deadlock."""
+    last: int = connection.execute(_TAKE_HEAD).scalar_one()
+    return last
 
 
-def holds(connection: Connection, head: Head) -> bool:
-    """Whether this entry, byte for byte, is in the log."""
-    entry = connection.execute(select(audit.c.entry).where(audit.c.number == head.number)).scalar_one_or_none()
-    return entry == head.entry
+def append(connection: Connection, head: int, told: Sequence[Told]) -> list[AuditEntry]:
+    """Writes the entries behind `head` and moves it."""
+    entries = [AuditEntry(number, *each) for number, each in enumerate(told, start=head + 1)]
+    if entries:
+        rows = [{"number": e.number, "issuance": e.issuance, "entry": e.canonical()} for e in entries]
+        connection.execute(insert(audit), rows)
+        connection.execute(update(audit_head), {"last": entries[-1].number})
+    return entries
+
+
+def holds(connection: Connection, entry: AuditEntry) -> bool:
+    """Whether the log has this entry, byte for byte."""
+    found = connection.execute(select(audit.c.entry).where(audit.c.number == entry.number)).scalar_one_or_none()
+    return found == entry.canonical()

@@ -7,18 +7,19 @@ may rest on a change beside it), before the commit. Nothing waits for company: a
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from appliance.domain.audit import AuditEntry
 from appliance.errors import ApplianceError
 from appliance.ledger import database
-from appliance.ledger.change import Change, Head, holds, take_head
+from appliance.ledger.change import Change, Told, append, holds, take_head
 
 GROUP_MAX = 256
 """Larger groups gain little (service.md, Ledger) and make the first of them wait."""
@@ -38,6 +39,7 @@ class _Item:
 class _Outcome:
     value: Any = None
     error: Exception | None = None
+    told: Sequence[Told] = ()
     erases: bool = False
 
 
@@ -51,7 +53,8 @@ class Committer:
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self._erase_at: float | None = None
+        # At once: a process that was killed may have left erased keys in the log.
+        self._erase_at: float | None = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="ledger-committer", daemon=True)
         self._thread.start()
 
@@ -113,36 +116,37 @@ class Committer:
     def _commit(self, group: list[_Item]) -> list[_Outcome]:
         with self._writer.connect() as connection:
             transaction = connection.begin()
-            before = take_head(connection)
-            outcomes = [self._attempt(connection, item) for item in group]
-            after = take_head(connection)
+            head = take_head(connection)
+            outcomes = [self._make(connection, item) for item in group]
+            entries = append(connection, head, [told for outcome in outcomes for told in outcome.told])
             try:
                 transaction.commit()
-            except DatabaseError:
+            except SQLAlchemyError:
                 connection.invalidate()
-                if after == before or not self._committed(after):
+                if not (entries and self._committed(entries[-1])):
                     raise
         return outcomes
 
-    def _attempt(self, connection: Connection, item: _Item) -> _Outcome:
+    def _make(self, connection: Connection, item: _Item) -> _Outcome:
         change = Change(connection, self._clock())
         try:
             with connection.begin_nested():
-                return _Outcome(value=item.work(change), erases=change.erases)
+                value = item.work(change)
         except ApplianceError as refusal:
             return _Outcome(error=refusal)
-        except (IntegrityError, DataError) as error:
+        except SQLAlchemyError as error:
+            if database.is_outage(error):
+                # SQLite may have rolled back all of the group.
+                raise
             return _Outcome(error=database.translated(error))
-        except DatabaseError:
-            # The disk is full, the file is gone: SQLite may have rolled back all of the group.
-            raise
         except Exception as error:  # noqa: BLE001 a defect in one change is undone like a refusal, and its caller's
             return _Outcome(error=error)
+        return _Outcome(value, told=change.told, erases=change.erases)
 
-    def _committed(self, head: Head) -> bool:
+    def _committed(self, entry: AuditEntry) -> bool:
         """Whether a commit that ended in an error has happened all the same: read back what it would have left."""
         with self._engine.connect() as connection:
-            return holds(connection, head)
+            return holds(connection, entry)
 
     def _erase(self, *, now: bool) -> None:
         if self._erase_at is None or not (now or time.monotonic() >= self._erase_at):

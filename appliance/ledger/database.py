@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
 
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.schema import SCHEMA_VERSION
@@ -30,6 +30,7 @@ _PRAGMAS = (
     # Savepoints may not spill old pages, and with them wrapped keys, into files.
     "temp_store=MEMORY",
 )
+_REFUSALS = (IntegrityError, DataError, ProgrammingError, InterfaceError)
 _HINTS = {
     "SQLITE_FULL": "Make room on the ledger's disk; it goes on by itself.",
     "SQLITE_IOERR_WRITE": "Make room on the ledger's disk, and check it; the ledger goes on by itself.",
@@ -116,7 +117,7 @@ def translated_errors() -> Iterator[None]:
     """The door: what the database library raises goes out as an ApplianceError."""
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         raise translated(error) from error
     except OSError as error:
         raise ApplianceError(
@@ -126,14 +127,17 @@ def translated_errors() -> Iterator[None]:
         ) from error
 
 
-def translated(error: SQLAlchemyError) -> ApplianceError:
-    """LEDGER_UNAVAILABLE with the driver's name for what happened; INTERNAL where the ledger's rules were broken."""
+def is_outage(error: SQLAlchemyError | sqlite3.Error) -> bool:
+    """Whether the database cannot work now (disk full, locked, gone), rather than having refused a statement."""
+    return isinstance(error, (DBAPIError, sqlite3.Error)) and not isinstance(error, _REFUSALS)
+
+
+def translated(error: SQLAlchemyError | sqlite3.Error) -> ApplianceError:
+    """LEDGER_UNAVAILABLE for an outage, with the driver's name for it; INTERNAL for a refused statement, a defect."""
     origin = getattr(error, "orig", None) or error
     name = origin.sqlite_errorname if isinstance(origin, sqlite3.Error) else type(origin).__name__
-    if isinstance(error, IntegrityError):
-        return ApplianceError(
-            Reason.INTERNAL, f"The database refused a change that breaks its rules ({name}).", hint="See the log."
-        )
+    if not is_outage(error):
+        return ApplianceError(Reason.INTERNAL, f"The database refused a statement ({name}).", hint="See the log.")
     return ApplianceError(
         Reason.LEDGER_UNAVAILABLE,
         f"The ledger could not commit or read ({name}).",
@@ -147,12 +151,16 @@ def closed() -> ApplianceError:
 
 
 def _mismatch(found: str | None) -> ApplianceError:
-    detail = "There is no ledger yet" if found is None else f"The ledger has schema version {found}"
-    newer = found is not None and found > SCHEMA_VERSION
+    if found is None:
+        detail, hint = "There is no ledger yet", "Run: appliance ledger migrate."
+    elif found < SCHEMA_VERSION:
+        detail, hint = f"The ledger has schema version {found}", "Back it up and run: appliance ledger migrate."
+    else:
+        detail, hint = f"The ledger has schema version {found}", "Run the program that made it, or a newer one."
     return ApplianceError(
         Reason.LEDGER_SCHEMA_MISMATCH,
         f"{detail}; this program needs {SCHEMA_VERSION}.",
-        hint="Run the newer program." if newer else "Run: appliance ledger migrate (after a backup).",
+        hint=hint,
         found=found or "",
         needed=SCHEMA_VERSION,
     )

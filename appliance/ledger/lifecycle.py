@@ -1,16 +1,19 @@
 """From the package to its end: scripts fetched, receipts, abandonment; and the erasure of the wrapped key."""
 
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import RowMapping, update
+from sqlalchemy import bindparam, update
 
 from appliance.domain.audit import Event
 from appliance.domain.issuance import IssuanceRecord, Move, State, next_state, not_ready
 from appliance.errors import Reason
 from appliance.ledger.calls import Call, earlier
 from appliance.ledger.change import Change
-from appliance.ledger.queries import record_of, row_of
+from appliance.ledger.queries import Row, record_of, row_of
 from appliance.ledger.schema import issuances
+
+_UPDATE = update(issuances).where(issuances.c.id == bindparam("issuance"))
 
 Answer = Callable[[IssuanceRecord], bytes]
 
@@ -35,9 +38,9 @@ def activate(change: Change, call: Call, issuance: str, answer: Answer) -> bytes
         return bytes(request["answer"])
     row = row_of(change.connection, issuance)
     if next_state(State(row["state"]), Move.ACTIVATE) != row["state"]:
-        _leave(change, row, Move.ACTIVATE)
+        row = _leave(change, row, Move.ACTIVATE)
         change.record(Event.ACTIVATED, issuance, call.client, request_id=call.request_id)
-    return _answered(change, call, issuance, answer)
+    return _answered(change, call, row, answer)
 
 
 def abandon(change: Change, call: Call, issuance: str, answer: Answer) -> bytes:
@@ -47,27 +50,30 @@ def abandon(change: Change, call: Call, issuance: str, answer: Answer) -> bytes:
         return bytes(request["answer"])
     row = row_of(change.connection, issuance)
     detail = "It was abandoned at the issuer's request."
-    end(change, row, Move.ABANDON, Event.ABANDONED, call.client, Reason.ISSUANCE_ENDED, detail)
-    return _answered(change, call, issuance, answer)
+    row = end(change, row, Move.ABANDON, Event.ABANDONED, call.client, Reason.ISSUANCE_ENDED, detail)
+    return _answered(change, call, row, answer)
 
 
-def end(change: Change, row: RowMapping, move: Move, event: Event, actor: str, reason: Reason, detail: str) -> None:
-    """Moves an issuance to one of its ends, with the reason that answers will give."""
-    _leave(change, row, move, end_reason=reason, end_detail=detail)
+def end(change: Change, row: Row, move: Move, event: Event, actor: str, reason: Reason, detail: str) -> Row:
+    """Moves an issuance to one of its ends, with the reason that answers will give; its row afterwards."""
     change.record(event, row["id"], actor, end_reason=reason)
+    return _leave(change, row, move, end_reason=reason, end_detail=detail)
 
 
-def _leave(change: Change, row: RowMapping, move: Move, **columns: str) -> None:
-    state = next_state(State(row["state"]), move)
+def amend(change: Change, row: Row, **columns: Any) -> Row:
+    """The row with other values in these columns."""
+    change.connection.execute(_UPDATE, {"issuance": row["id"], **columns})
+    return {**row, **columns}
+
+
+def _leave(change: Change, row: Row, move: Move, **columns: str) -> Row:
+    """Moves on from a state that may hold a wrapped key to one that must not."""
     change.erases = change.erases or row["wrapped_key"] is not None
-    change.connection.execute(
-        update(issuances)
-        .where(issuances.c.id == row["id"])
-        .values(state=state, updated=change.now, wrapped_key=None, **columns)
-    )
+    state = next_state(State(row["state"]), move)
+    return amend(change, row, state=state, updated=change.now, wrapped_key=None, **columns)
 
 
-def _answered(change: Change, call: Call, issuance: str, answer: Answer) -> bytes:
-    made = answer(record_of(row_of(change.connection, issuance)))
-    call.keep(change, issuance, answer=made)
+def _answered(change: Change, call: Call, row: Row, answer: Answer) -> bytes:
+    made = answer(record_of(row))
+    call.keep(change, row["id"], answer=made)
     return made

@@ -3,11 +3,12 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, select, tuple_
+from sqlalchemy import Connection, bindparam, func, select, tuple_
 
 from appliance.domain.issuance import IssuanceRecord, State
 from appliance.domain.package import Header, KeyType, SimPackage
@@ -15,10 +16,14 @@ from appliance.errors import ApplianceError, Reason
 from appliance.ledger.calls import earlier
 from appliance.ledger.schema import audit_head, issuances
 
+Row = Mapping[Any, Any]
+"""A row of `issuances` by column."""
+
+_BY_ID = select(issuances).where(issuances.c.id == bindparam("issuance"))
 _SAME_NAMED = [f.name for f in fields(IssuanceRecord) if f.name not in {"state", "key_type", "package"}]
 
 
-def record_of(row: RowMapping, *, with_package: bool = True) -> IssuanceRecord:
+def record_of(row: Row, *, with_package: bool = True) -> IssuanceRecord:
     """The record of a row of `issuances`, its package put together again where there is one."""
     package = None
     if with_package and row["wrapped_key"] is not None:
@@ -32,9 +37,9 @@ def record_of(row: RowMapping, *, with_package: bool = True) -> IssuanceRecord:
     )
 
 
-def row_of(connection: Connection, issuance: str) -> RowMapping:
+def row_of(connection: Connection, issuance: str) -> Row:
     """The row of `issuances`, or ISSUANCE_NOT_FOUND."""
-    row = connection.execute(select(issuances).where(issuances.c.id == issuance)).mappings().first()
+    row = connection.execute(_BY_ID, {"issuance": issuance}).mappings().first()
     if row is None:
         raise ApplianceError(
             Reason.ISSUANCE_NOT_FOUND,

@@ -3,10 +3,9 @@
 import hashlib
 import secrets
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from appliance.domain.audit import SALT_LENGTH, Event, salted_digest
 from appliance.domain.issuance import (
@@ -27,11 +26,20 @@ from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.calls import Call, earlier
 from appliance.ledger.change import APPLIANCE, Change
-from appliance.ledger.lifecycle import end
-from appliance.ledger.queries import record_of, row_of
+from appliance.ledger.lifecycle import Answer, amend, end
+from appliance.ledger.queries import Row, record_of, row_of
 from appliance.ledger.schema import attempts, issuances, requests, sims
 
 SERIAL_LENGTH = 16
+
+_LIVE = select(issuances).where(
+    issuances.c.person_id == bindparam("person"), issuances.c.kind == KIND, issuances.c.state.in_(sorted(LIVE))
+)
+_LAST_COUNTER = select(sims.c.last_counter).where(sims.c.iccid == bindparam("sim"))
+_MOVE_COUNTER = update(sims).where(sims.c.iccid == bindparam("sim"))
+_OWN_REQUEST = (requests.c.client == bindparam("caller"), requests.c.request_id == bindparam("request"))
+_ANSWER = select(requests.c.answer).where(*_OWN_REQUEST)
+_KEEP_ANSWER = update(requests).where(*_OWN_REQUEST)
 
 
 @dataclass(frozen=True)
@@ -69,36 +77,32 @@ def retry(change: Change, issuance: str, lost_attempt: int) -> Attempt | Applian
     if lost < MAX_LOST_ATTEMPTS:
         return _open_attempt(change, row, APPLIANCE, lost=str(lost))
     detail = f"{lost} attempts to make it lost their vault."
-    end(change, row, Move.FAIL, Event.FAILED, APPLIANCE, Reason.TOKEN_FAULT, detail)
-    return _failed(row_of(change.connection, issuance))
+    return _failed(end(change, row, Move.FAIL, Event.FAILED, APPLIANCE, Reason.TOKEN_FAULT, detail))
 
 
-def complete(change: Change, attempt: Attempt, package: bytes, answer: Callable[[IssuanceRecord], bytes]) -> bytes:
+def complete(change: Change, attempt: Attempt, package: bytes, answer: Answer) -> bytes:
     """The newest attempt's package and answer are kept: READY."""
     row = row_of(change.connection, attempt.issuance)
-    own_request = (requests.c.client == row["client"], requests.c.request_id == row["request_id"])
-    stored: bytes | None = change.connection.execute(select(requests.c.answer).where(*own_request)).scalar_one()
+    own_request = {"caller": row["client"], "request": row["request_id"]}
+    stored: bytes | None = change.connection.execute(_ANSWER, own_request).scalar_one()
     if stored is not None:
         return stored
     state = next_state(State(row["state"]), Move.COMPLETE)
     if row["attempt"] != attempt.number:
         raise _late(row)
     parts = _parts_for(row, attempt, package)
-    digest = hashlib.sha256(package).digest()
-    change.connection.execute(
-        update(issuances)
-        .where(issuances.c.id == attempt.issuance)
-        .values(
-            state=state,
-            updated=change.now,
-            counter=attempt.counter,
-            certificate_serial=attempt.serial,
-            certificate=parts.certificate,
-            header=parts.header.encode(),
-            wrapped_key=parts.wrapped,
-            package_mac=parts.mac,
-            package_sha256=digest,
-        )
+    ready = amend(
+        change,
+        row,
+        state=state,
+        updated=change.now,
+        counter=attempt.counter,
+        certificate_serial=attempt.serial,
+        certificate=parts.certificate,
+        header=parts.header.encode(),
+        wrapped_key=parts.wrapped,
+        package_mac=parts.mac,
+        package_sha256=hashlib.sha256(package).digest(),
     )
     change.record(
         Event.COMPLETED,
@@ -107,11 +111,11 @@ def complete(change: Change, attempt: Attempt, package: bytes, answer: Callable[
         attempt=str(attempt.number),
         serial=attempt.serial.hex(),
         header_sha256=parts.header.digest().hex(),
-        package_sha256=digest.hex(),
+        package_sha256=ready["package_sha256"].hex(),
         certificate_sha256=hashlib.sha256(parts.certificate).hexdigest(),
     )
-    made = answer(record_of(row_of(change.connection, attempt.issuance), with_package=False))
-    change.connection.execute(update(requests).where(*own_request).values(answer=made))
+    made = answer(record_of(ready, with_package=False))
+    change.connection.execute(_KEEP_ANSWER, {**own_request, "answer": made})
     return made
 
 
@@ -122,7 +126,7 @@ def fail(change: Change, attempt: Attempt, reason: str, detail: str) -> None:
         end(change, row, Move.FAIL, Event.FAILED, APPLIANCE, Reason(reason), detail)
 
 
-def _resume(change: Change, request: RowMapping) -> Reservation:
+def _resume(change: Change, request: Row) -> Reservation:
     row = row_of(change.connection, request["issuance"])
     if request["answer"] is not None:
         return Reservation(record_of(row), None, request["answer"])
@@ -135,8 +139,7 @@ def _resume(change: Change, request: RowMapping) -> Reservation:
 
 def _make_room(change: Change, person_id: str) -> None:
     """Ends an idle reservation of this person; refuses for any other live issuance, as the database would too."""
-    held = (issuances.c.person_id == person_id, issuances.c.kind == KIND, issuances.c.state.in_(LIVE))
-    row = change.connection.execute(select(issuances).where(*held)).mappings().first()
+    row = change.connection.execute(_LIVE, {"person": person_id}).mappings().first()
     if row is None:
         return
     if row["state"] != State.RESERVED or change.now - row["attempted"] < RESERVATION_IDLE:
@@ -151,10 +154,10 @@ def _make_room(change: Change, person_id: str) -> None:
     end(change, row, Move.SUPERSEDE, Event.SUPERSEDED, APPLIANCE, Reason.PERSON_HAS_LIVE_ISSUANCE, detail)
 
 
-def _insert_issuance(change: Change, client: str, order: IssueOrder) -> RowMapping:
+def _insert_issuance(change: Change, client: str, order: IssueOrder) -> Row:
     issuance = uuid.uuid4().hex
     salt = secrets.token_bytes(SALT_LENGTH)
-    values = {
+    row = dict.fromkeys(issuances.c.keys()) | {
         "id": issuance,
         "client": client,
         "request_id": order.request_id,
@@ -180,7 +183,7 @@ def _insert_issuance(change: Change, client: str, order: IssueOrder) -> RowMappi
         "end_detail": "",
         "salt": salt,
     }
-    change.connection.execute(insert(issuances).values(values))
+    change.connection.execute(insert(issuances), row)
     personal = {
         "person_id": order.person_id.encode(),
         "subject_common_name": order.subject_common_name.encode(),
@@ -200,32 +203,22 @@ def _insert_issuance(change: Change, client: str, order: IssueOrder) -> RowMappi
         not_after=order.not_after.isoformat(),
         **{f"{name}_digest": salted_digest(salt, value) for name, value in personal.items()},
     )
-    return row_of(change.connection, issuance)
+    return row
 
 
-def _open_attempt(change: Change, row: RowMapping, actor: str, **facts: str) -> Attempt:
-    sim = sims.c.iccid == row["iccid"]
-    last = change.connection.execute(select(sims.c.last_counter).where(sim)).scalar_one_or_none()
+def _open_attempt(change: Change, row: Row, actor: str, **facts: str) -> Attempt:
+    sim = {"sim": row["iccid"]}
+    last: int | None = change.connection.execute(_LAST_COUNTER, sim).scalar_one_or_none()
     counter = next_counter(last or 0, change.now)
     if last is None:
-        change.connection.execute(insert(sims).values(iccid=row["iccid"], last_counter=counter))
+        change.connection.execute(insert(sims), {"iccid": row["iccid"], "last_counter": counter})
     else:
-        change.connection.execute(update(sims).where(sim).values(last_counter=counter))
+        change.connection.execute(_MOVE_COUNTER, {**sim, "last_counter": counter})
     attempt = Attempt(row["id"], row["attempt"] + 1, counter, _random_serial())
     change.connection.execute(
-        insert(attempts).values(
-            issuance=attempt.issuance,
-            number=attempt.number,
-            iccid=row["iccid"],
-            counter=counter,
-            serial=attempt.serial,
-            opened=change.now,
-            lost=False,
-        )
+        insert(attempts), {**asdict(attempt), "iccid": row["iccid"], "opened": change.now, "lost": False}
     )
-    change.connection.execute(
-        update(issuances).where(issuances.c.id == row["id"]).values(attempt=attempt.number, attempted=change.now)
-    )
+    amend(change, row, attempt=attempt.number, attempted=change.now)
     change.record(
         Event.ATTEMPTED,
         row["id"],
@@ -244,7 +237,7 @@ def _random_serial() -> bytes:
     return bytes((first & 0x3F | 0x40, *rest))
 
 
-def _parts_for(row: RowMapping, attempt: Attempt, package: bytes) -> SimPackage:
+def _parts_for(row: Row, attempt: Attempt, package: bytes) -> SimPackage:
     parts = SimPackage.decode(package)
     header = parts.header
     made = (header.iccid, header.applet_aid, header.kvn, header.counter, header.key_type)
@@ -256,7 +249,7 @@ def _parts_for(row: RowMapping, attempt: Attempt, package: bytes) -> SimPackage:
     return parts
 
 
-def _late(row: RowMapping) -> ApplianceError:
+def _late(row: Row) -> ApplianceError:
     return ApplianceError(
         Reason.ISSUANCE_ENDED,
         "A newer attempt has taken this one's place.",
@@ -266,7 +259,7 @@ def _late(row: RowMapping) -> ApplianceError:
     )
 
 
-def _failed(row: RowMapping) -> ApplianceError:
+def _failed(row: Row) -> ApplianceError:
     return ApplianceError(
         Reason.ISSUANCE_FAILED,
         f"The issuance failed: {row['end_reason']}. {row['end_detail']}",

@@ -48,7 +48,7 @@ _SERVER_OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
 )
-_SERVICES: Final = (
+SERVICES: Final = (
     issuance_pb2.DESCRIPTOR.services_by_name["IssuanceService"].full_name,
     delivery_pb2.DESCRIPTOR.services_by_name["DeliveryService"].full_name,
     operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
@@ -115,7 +115,7 @@ async def serve(
             OperationsService(vaults, ledger, calls, readiness, settings.sim_issuers, clock()), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(readiness.health, server)
-        reflection.enable_server_reflection(_SERVICES, server)
+        reflection.enable_server_reflection(SERVICES, server)
         port = _listen(server, front.listen, front.tls)
         await readiness.tell()
         await server.start()

@@ -5,21 +5,19 @@ Exit codes: 0 done, 1 the SIM refused, 2 the input cannot be used. PIN and code 
 
 import argparse
 import getpass
-import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from appliance.vsim import iccid, script, vpcd
 from appliance.vsim.apdu import CardError, Status, meaning
-from appliance.vsim.applet import AUTH_KEY, AUTH_PIN, DIGEST_INFOS
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import FileMemory, State
 from appliance.vsim.package import CURVES
 from appliance.vsim.personalisation import Masters
+from appliance.vsim.phone import PhoneApp
 
 OVERVIEW = """\
 A virtual SIM with a GlobalPlatform security domain (SCP03) and the JPKI applet.
@@ -178,9 +176,7 @@ def _set_pin(arguments: argparse.Namespace) -> int:
     code, pin = _secret("activation code: "), _secret("new PIN, 4 digits: ")
     if sys.stdin.isatty() and _secret("the same PIN again: ") != pin:
         raise ValueError("the two PINs differ")
-    _select(sim, AUTH_PIN)
-    body = bytes([len(code)]) + code + pin
-    _command(sim, b"\x00\x24\x00\x80" + bytes([len(body)]) + body)
+    PhoneApp(sim, sim.state.sim.applet_aid).set_pin(code, pin)
     print("the PIN is set")
     return 0
 
@@ -190,38 +186,10 @@ def _sign(arguments: argparse.Namespace) -> int:
     message = arguments.message.read_bytes()
     if (installed := sim.state.installed) is None:
         raise ValueError("no package is installed: there is no key to sign with")
-    _select(sim, AUTH_PIN)
-    pin = _secret("PIN: ")
-    _command(sim, b"\x00\x20\x00\x80" + bytes([len(pin)]) + pin)
-    _command(sim, b"\x00\xa4\x02\x0c\x02" + AUTH_KEY.to_bytes(2))
-    if curve := CURVES.get(installed.key_type):
-        answer = _command(sim, _sign_apdu(hashlib.new(curve.hash().name, message).digest()))
-        r, s = int.from_bytes(answer[: curve.size]), int.from_bytes(answer[curve.size :])
-        signature, digest = encode_dss_signature(r, s), curve.hash().name
-    else:
-        prefix, sha256 = next(iter(DIGEST_INFOS.items()))
-        signature = _command(sim, _sign_apdu(prefix + hashlib.sha256(message).digest()))
-        digest = sha256.name
-    arguments.signature.write_bytes(signature)
+    arguments.signature.write_bytes(PhoneApp(sim, sim.state.sim.applet_aid).sign(_secret("PIN: "), message))
+    digest = CURVES[installed.key_type].hash().name if installed.key_type in CURVES else "sha256"
     print(f"{arguments.signature}: {installed.key_type.name}, for openssl dgst -{digest} -verify")
     return 0
-
-
-def _sign_apdu(data: bytes) -> bytes:
-    return b"\x80\x2a\x00\x80" + bytes([len(data)]) + data + b"\x00"
-
-
-def _select(sim: VirtualSim, file: int) -> None:
-    aid = sim.state.sim.applet_aid
-    _command(sim, b"\x00\xa4\x04\x0c" + bytes([len(aid)]) + aid)
-    _command(sim, b"\x00\xa4\x02\x0c\x02" + file.to_bytes(2))
-
-
-def _command(sim: VirtualSim, apdu: bytes) -> bytes:
-    response = sim.transmit(apdu)
-    if (status := int.from_bytes(response[-2:])) != Status.OK:
-        raise CardError(status)
-    return response[:-2]
 
 
 def _secret(prompt: str) -> bytes:

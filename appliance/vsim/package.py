@@ -228,8 +228,9 @@ def _private_key(pkcs8: bytes, key_type: KeyType) -> PrivateKey:
     belong to the private one, are a ValueError.
     """
     try:
-        version, _algorithm, inner = tlv.elements(tlv.first(pkcs8).value)
-        if version.encoded != b"\x02\x01\x00" or inner.tag != 0x04:
+        # The library would take other forms of key too, such as RFC 5915's with a version of 1.
+        version, _algorithm, _key = tlv.elements(tlv.first(pkcs8).value)
+        if version.encoded != b"\x02\x01\x00":
             raise PackageError(Reason.KEY_ENCODING)
         key = load_der_private_key(pkcs8, None)
     except ValueError:

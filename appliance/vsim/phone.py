@@ -1,4 +1,4 @@
-"""What the citizen's phone does with the JPKI applet (card-side.md, "The JPKI applet's card interface"), by APDUs alone.
+"""What a citizen's phone does with the JPKI applet, by APDUs alone (card-side.md, "The JPKI applet's card interface").
 
 It keeps neither PIN nor code: each lives for one call, and no error carries one.
 """

@@ -37,14 +37,17 @@ class Site:
 
     path: Path
     """appliance.toml."""
+    sockets: Path
 
     @property
     def settings(self) -> config.Settings:
         return config.load(self.path)
 
-    def variant(self, name: str, change: Callable[[str], str], file: str = "appliance.toml") -> "Site":
-        """The same site with one settings file changed, in a directory beside it; token and sockets are shared."""
-        directory = self.path.parent.parent / name
+    def variant(
+        self, name: str, change: Callable[[str], str], file: str = "appliance.toml", sockets: Path | None = None
+    ) -> "Site":
+        """The same token under settings of which one file is changed, in a directory beside them."""
+        directory = self.path.parent.with_name(name)
         for path in self.path.parent.rglob("*.toml"):
             relative = path.relative_to(self.path.parent)
             (directory / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -52,19 +55,19 @@ class Site:
             changed = change(text) if str(relative) == file else text
             assert changed != text or str(relative) != file, "the change changes something"
             (directory / relative).write_text(changed, encoding="utf-8")
-        return Site(directory / self.path.name)
+        return Site(directory / self.path.name, sockets or self.sockets)
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("v") / "site"
     subprocess.run([sys.executable, "-P", "-c", SET_UP, str(directory), str(PROFILE)], check=True)
-    made = Site(directory / "appliance.toml")
-    sockets = made.settings.vault.socket_directory
-    yield made
+    path = directory / "appliance.toml"
+    sockets = config.load(path).vault.socket_directory
+    yield Site(path, sockets)
     if sockets.parent != directory:  # elsewhere, where the path was too long for a socket
-        for path in sockets.iterdir():
-            path.unlink()
+        for left in sockets.iterdir():
+            left.unlink()
         sockets.rmdir()
 
 
@@ -73,7 +76,7 @@ class Vault:
 
     def __init__(self, site: Site, slot: int, generation: int, log: IO[bytes], *options: str) -> None:
         self.name = f"v{slot}-{generation}"
-        self.socket = site.settings.vault.socket_directory / f"{self.name}.sock"
+        self.socket = site.sockets / f"{self.name}.sock"
         self._log = Path(log.name)
         python = [sys.executable, "-P", *(options or ("-m", "appliance.vault"))]
         self.process = subprocess.Popen(

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import Memory
 
-from .packages import P256, P384, RSA, blank_sim, case, octets
+from .packages import P256, P384, RSA, blank_sim, case, draft, octets
 
 SELECT = "00A4040C0AD392F000260100000001"
 SHA256_INFO = "3031300d060960864801650304020105000420"
@@ -146,6 +146,7 @@ def test_file_that_is_not_on_this_applet_is_not_found(file: str) -> None:
         ("00B0810000", "6a82"),
         ("00B0AA0000", "6a82"),
         ("00B08A00", "6700"),
+        ("00B08A00011100", "6700"),
         ("00A40204020018", "6a86"),
         ("00A4020C0118", "6700"),
         ("00A4000C020018", "6a86"),
@@ -263,6 +264,18 @@ def test_signature_pin_is_absent() -> None:
     assert send(card, "00A4020C02001B", TRIES) == "63c0"
     assert send(card, VERIFY) == "6984"
     assert send(card, set_pin(P256)) == "6986"
+
+
+def test_select_of_the_applet_forgets_the_current_file() -> None:
+    assert send(installed(P256), "00A4020C02000A", SELECT, "00B0000000") == "6986"
+
+
+def test_new_package_takes_the_verification_back() -> None:
+    card = activated(P256)
+    send(card, VERIFY, "00A4020C020017")
+    card.install(draft(P256).at(card.state.package_counter + 1).sealed(card.state.sim))
+    assert send(card, "802A008020" + "11" * 32 + "00")[-4:] != "9000"
+    assert send(card, SELECT, "00A4020C020018", VERIFY) == "6984"
 
 
 @pytest.mark.parametrize("again", ["select", "reset", "other application"])

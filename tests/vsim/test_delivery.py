@@ -127,6 +127,7 @@ def test_store_data_needs_install_for_personalization() -> None:
 def test_install_of_another_kind_is_refused(head: str, data: str, status: str) -> None:
     card = blank_sim(P256)
     host = opened(card)
+    assert host.send("80E62000", bytes.fromhex("00000AD392F000260100000001000000"))[1] == "9000"
     assert host.send(head, bytes.fromhex(data))[1] == status
     assert host.send("80E2B000", b"\xe0\x00")[1] == "6985"
 

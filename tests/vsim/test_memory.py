@@ -84,11 +84,23 @@ def test_state_that_cannot_be_written_is_not_answered(tmp_path: Path) -> None:
     assert card.state.sequence_counter == 0
 
 
+def test_failed_replacement_leaves_no_second_file(tmp_path: Path) -> None:
+    file = tmp_path / "sim.json"
+    card = sim_in(file)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        card.install(octets(RSA, "package"))
+    assert card.state.installed is None
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda s: s.replace("virtual-sim-1", "virtual-sim-0"),
         lambda s: s.replace('"package_counter"', '"packet_counter"'),
+        lambda s: s.replace('"package_counter"', '"colour": 1, "package_counter"'),
         lambda s: s[:-2],
         lambda s: s.replace('"pin_tries": 3', '"pin_tries": "k"'),
         lambda _: "[]",

@@ -267,7 +267,8 @@ KEYS: dict[str, Callable[[bytes], bytes]] = {
     "attributes": lambda key: bytes([0x30, key[1] + 2]) + key[2:] + b"\xa0\x00",
     "no PrivateKeyInfo": lambda _: b"\x30\x03\x02\x01\x00",
     "not DER": lambda _: bytes(67),
-    "bare ECPrivateKey": lambda key: key[key.index(b"\x04\x27") + 2 :],
+    "ECPrivateKey alone": lambda key: key[key.index(b"\x04\x27") + 2 :],
+    "ECPrivateKey with its curve": lambda key: tlv(0x30, key[-37:] + tlv(0xA0, bytes.fromhex("06082a8648ce3d030107"))),
 }
 
 

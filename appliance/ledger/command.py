@@ -1,0 +1,78 @@
+"""`appliance ledger`: makes, looks at, backs up and checks a ledger, beside a running front or without one."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from appliance import config
+from appliance.ledger import database
+from appliance.ledger.backup import backup
+from appliance.ledger.inspection import inspect
+from appliance.ledger.store import Ledger
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one of the commands; 1 when `check` found something.
+
+    Raises:
+        ApplianceError: what stood in the way.
+    """
+    arguments = _parser().parse_args(argv)
+    url = arguments.url or config.load(arguments.config).front.ledger
+    match arguments.command:
+        case "migrate":
+            database.migrate(url)
+        case "backup":
+            backup(url, arguments.destination)
+        case "check":
+            return _check(url)
+        case "status":
+            asyncio.run(_status(url))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    ledger = argparse.ArgumentParser(add_help=False)
+    which = ledger.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", type=Path, metavar="PATH", help="appliance.toml; its front.ledger is meant")
+    which.add_argument("--url", help="a ledger by itself, such as sqlite:////var/backups/ledger.db")
+    parser = argparse.ArgumentParser(prog="appliance ledger", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    purposes = {
+        "migrate": "make the ledger, or bring its schema to this program's version",
+        "status": "schema version, issuances by state, audit entries",
+        "check": "check the file and every rule of the ledger; exit status 1 if one is broken",
+        "backup": "copy the ledger while the front goes on",
+    }
+    made = {name: commands.add_parser(name, parents=[ledger], help=purpose) for name, purpose in purposes.items()}
+    made["backup"].add_argument("destination", type=Path, metavar="DEST", help="a file that is not there yet")
+    return parser
+
+
+async def _status(url: str) -> None:
+    ledger = Ledger.open(url)
+    try:
+        status = await ledger.status()
+    finally:
+        ledger.close()
+    lines = [f"schema version  {status.schema_version}"]
+    lines += [f"{state:<15} {count}" for state, count in status.issuances.items()]
+    lines += [f"audit entries   {status.audit_entries}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _check(url: str) -> int:
+    database.require_schema(url)
+    engine = database.connect(url)
+    sound = True
+    try:
+        with database.translated_errors(), engine.connect() as connection:
+            for name, findings in inspect(connection):
+                sound = sound and not findings
+                sys.stdout.write(f"{'BROKEN' if findings else 'ok':<7} {name}\n")
+                sys.stdout.writelines(f"        {finding}\n" for finding in findings)
+    finally:
+        engine.dispose()
+    return 0 if sound else 1

@@ -1,0 +1,107 @@
+"""SIGKILL of the front and of the vault at every moment of an issuance.
+
+The moment is brought about: the Issue call is stopped between the front and the vault, inside the module, or between
+the vault and the front, and stands there when the process is killed.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import grpc
+import pytest
+
+from appliance.api.v1.issuance_pb2 import KEY_TYPE_EC_P256, KEY_TYPE_RSA_2048
+
+from .callers import issue_request
+from .conftest import MakeSite
+from .delivery import assert_delivered, assert_issued_once
+from .hold import WRAP
+from .interposer import Interposer
+from .site import Site
+
+
+class Stopped(Protocol):
+    """A call that is stopped at a moment."""
+
+    def wait(self) -> object:
+        """Returns when it stands there."""
+
+
+def _interposer(site: Site) -> Interposer:
+    assert site.interposer
+    return site.interposer
+
+
+STOPPED_AT: dict[str, Callable[[Site], AbstractContextManager[Stopped]]] = {
+    "between reserve and vault": lambda site: _interposer(site).before.armed(),
+    "inside the vault": lambda site: site.hold.armed(WRAP),
+    "between vault and commit": lambda site: _interposer(site).after.armed(),
+}
+REACHED_THE_VAULT = {"between reserve and vault": 1, "inside the vault": 2, "between vault and commit": 2}
+"""Attempts that did, of two."""
+
+every_moment = pytest.mark.parametrize("moment", STOPPED_AT)
+each_key_type = pytest.mark.parametrize("key_type", [KEY_TYPE_EC_P256, KEY_TYPE_RSA_2048], ids=["EC", "RSA"])
+
+
+@pytest.fixture(scope="module")
+def shared(make_site: MakeSite) -> Site:
+    return make_site(interposed=True)
+
+
+@pytest.fixture
+def site(shared: Site) -> Site:
+    """Serving, whatever the test before left."""
+    return shared.up()
+
+
+@each_key_type
+@every_moment
+def test_a_killed_front_completes_the_request_when_it_is_repeated(site: Site, moment: str, key_type: int) -> None:
+    request, spent = issue_request(key_type), forwarded(site)
+    with STOPPED_AT[moment](site) as stopped:
+        call = site.caller("issuer").begin_issue(request)
+        stopped.wait()
+        site.kill_front()
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+    issuer = site.up().caller("issuer")
+    answer = issuer.issue(request)
+    issuance = assert_issued_once(site, issuer, request, answer, attempts=2)
+    assert_none_reached_the_vault_twice(site, spent + REACHED_THE_VAULT[moment])
+    assert_delivered(site, request, issuance)
+
+
+@each_key_type
+@every_moment
+def test_a_killed_vault_costs_the_client_nothing(site: Site, moment: str, key_type: int) -> None:
+    request, spent = issue_request(key_type), forwarded(site)
+    issuer = site.caller("issuer")
+    with STOPPED_AT[moment](site) as stopped:
+        call = issuer.begin_issue(request)
+        stopped.wait()
+        site.kill_vault()
+    answer = call.result()
+    issuance = assert_issued_once(site, issuer, request, answer, attempts=2)
+    assert_none_reached_the_vault_twice(site, spent + REACHED_THE_VAULT[moment])
+    assert_delivered(site, request, issuance)
+    assert issuer.states[-1] is grpc.ChannelConnectivity.READY
+    assert not {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN} & {*issuer.states}
+
+
+def test_the_ledger_is_whole_after_all_of_it(site: Site) -> None:
+    check = site.run("ledger", "check")
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def forwarded(site: Site) -> int:
+    """How many items have reached the vault."""
+    return sum(len(interposer.forwarded) for interposer in (*site.past, _interposer(site)))
+
+
+def assert_none_reached_the_vault_twice(site: Site, count: int) -> None:
+    """So many items have reached the vault, each with a serial, and a counter for its SIM, of its own."""
+    items = [item for interposer in (*site.past, _interposer(site)) for item in interposer.forwarded]
+    assert len(items) == count
+    assert len({item.certificate_serial for item in items}) == count
+    assert len({(item.iccid, item.package_counter) for item in items}) == count
