@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if process.poll() is None:
                 process.terminate()
             process.wait()
-    return max(abs(vaults.returncode), abs(front.returncode))
+    statuses: list[int] = [abs(process.returncode) for process in (vaults, front)]
+    return max(statuses)
 
 
 def _start_vaults(config: Path, pin: bytearray) -> "subprocess.Popen[bytes]":

@@ -17,14 +17,13 @@ def test_every_reason_has_a_rule() -> None:
 
 
 def test_the_public_list_and_the_code_agree() -> None:
-    published = {name.removeprefix(PREFIX) for name in errors_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}
+    published = {name.removeprefix(PREFIX) for name in dict(errors_pb2.ErrorReason.items())} - {"UNSPECIFIED"}
     assert published == {reason.value for reason in Reason}
 
 
 def test_each_published_comment_says_code_and_meaning() -> None:
-    commented = dict(
-        (name, comment) for comment, name in re.findall(rf"// (.*)\n  {PREFIX}(\w+) =", PROTO.read_text("utf-8"))
-    )
+    found = re.findall(rf"// (.*)\n  {PREFIX}(\w+) =", PROTO.read_text("utf-8"))
+    commented = {name: comment for comment, name in found}
     commented.pop("UNSPECIFIED")
     assert commented == {reason.value: f"{rule.code}. {rule.meaning}" for reason, rule in REASONS.items()}
 
