@@ -181,11 +181,11 @@ def test_a_kind_with_a_limit_of_its_own_may_take_that_long(run: Callable[..., Ru
     assert running.next("vault killed")["why"] == "x took longer than 1 s"
 
 
-def test_a_silent_vault_is_killed(run: Callable[..., Running]) -> None:
-    running = run('say(state="ready"); until_eof()', silence_seconds=0.3)
+def test_a_silent_vault_is_killed_and_its_login_not_repeated(run: Callable[..., Running]) -> None:
+    running = run("until_eof()", silence_seconds=0.2)
     assert running.next("vault killed")["why"] == "silent"
-    running.next("vault ended")
-    running.next("vault started")
+    assert running.next("vault ended")["code"] == -signal.SIGKILL
+    assert running.wait() == FINAL
 
 
 def test_lines_that_are_not_the_protocols_do_no_harm(run: Callable[..., Running]) -> None:
@@ -214,12 +214,12 @@ def test_a_vault_that_outlives_its_lifeline_is_killed(run: Callable[..., Running
 
 
 def test_what_a_vault_started_ends_with_it(run: Callable[..., Running], tmp_path: Path) -> None:
-    # The grandchild holds the write end of a pipe that this test reads: it gives EOF when the grandchild is gone.
+    # The grandchild holds the vault's stdout, and a pipe that this test reads: EOF tells that the grandchild is gone.
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     script = (
         "import subprocess\n"
-        f'subprocess.Popen(["sleep", "3600"], stdin=subprocess.DEVNULL, stdout=open({str(fifo)!r}, "w"))\n'
+        f'subprocess.Popen(["sleep", "3600"], stdin=subprocess.DEVNULL, stderr=open({str(fifo)!r}, "w"))\n'
         'say(state="ready"); say(call="sign", age=2); until_eof()'
     )
     running = run(script)

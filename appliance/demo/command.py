@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="of the API on loopback (0: a free one)")
     parser.add_argument("--vaults", type=int, default=2, help="vault processes (%(default)s)")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the appliance is stopped too
     console = Console()
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)

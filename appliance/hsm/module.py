@@ -124,9 +124,10 @@ class TokenSession:
             return function(*arguments, **options)
         except exceptions.PKCS11Error as error:
             self.broken = True
-            raise token_fault(kind, error) from None
+            fault = token_fault(kind, error)
         finally:
             self._stamp("")
+        raise fault  # outside the handler: the error's frames, with their arguments and open searches, end here
 
     def destroy(self, key: Any) -> None:
         """Destroy a session object; a broken session destroys all of its own when it is closed."""

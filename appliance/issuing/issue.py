@@ -57,6 +57,7 @@ class Issuing:
         self._clock = clock
         self._answer = answer
         self._running: dict[_Key, asyncio.Task[bytes]] = {}
+        self._suspects = asyncio.Lock()
 
     def check(self, fields: RequestedIssue) -> IssueOrder:
         """The order that this request would make; nothing is stored and no vault is asked.
@@ -106,13 +107,26 @@ class Issuing:
         with self._vaults.admit():
             reserved = await self._ledger.reserve(client, order, digest)
             attempt = reserved.attempt
-            while attempt is not None:
+            if attempt is None:
+                assert reserved.answer is not None  # noqa: S101 (a reservation is one or the other)
+                return reserved.answer
+            try:
+                return await self._try(reserved.record, attempt, order.activation_code)
+            except VaultLost:
+                return await self._retry(reserved.record, attempt, order.activation_code)
+
+    async def _retry(self, record: IssuanceRecord, lost: Attempt, activation_code: str) -> bytes:
+        """Tries again what was lost with its vault, one request after the other: one that kills vaults dies alone."""
+        attempt = await self._ledger.retry(lost.issuance, lost.number)
+        while True:
+            await self._vaults.wait_ready()
+            async with self._suspects:
+                if not self._vaults.ready:
+                    continue  # the one before has killed another vault; wait for the next beside the others
                 try:
-                    return await self._try(reserved.record, attempt, order.activation_code)
+                    return await self._try(record, attempt, activation_code)
                 except VaultLost:
                     attempt = await self._ledger.retry(attempt.issuance, attempt.number)
-        assert reserved.answer is not None  # noqa: S101 (a reservation is one or the other)
-        return reserved.answer
 
     async def _try(self, record: IssuanceRecord, attempt: Attempt, activation_code: str) -> bytes:
         try:
@@ -123,14 +137,21 @@ class Issuing:
             if REASONS[refusal.reason].code is Code.INVALID_ARGUMENT:
                 await self._ledger.fail(attempt, refusal.reason, refusal.detail)
             raise
-        return await self._ledger.complete(attempt, package, self._answer)
+        answer = await self._ledger.complete(attempt, package, self._answer)
+        logs.get().info("issuance ready", issuance=f"issuances/{record.id}", attempt=attempt.number)
+        return answer
 
     def _ended(self, key: _Key, task: asyncio.Task[bytes]) -> None:
         del self._running[key]
         if not task.cancelled() and (error := task.exception()) is not None:
             # The caller may have left: the log is then the only one to hear of it.
-            reason = error.reason if isinstance(error, ApplianceError) else Reason.INTERNAL
-            logs.get().warning("issuance not completed", request_id=key[1], reason=reason)
+            ours = isinstance(error, ApplianceError)
+            logs.get().info(
+                "issuance not completed",
+                request_id=key[1],
+                reason=error.reason if isinstance(error, ApplianceError) else Reason.INTERNAL,
+                exc_info=None if ours else error,
+            )
 
 
 def _require_time(key_type: KeyType, seconds_left: float | None) -> None:

@@ -159,13 +159,13 @@ class Vaults:
         """Whether at least one vault serves."""
         return any(link.serving for link in self._links.values())
 
-    async def wait_ready(self, timeout: float) -> None:
-        """Returns when a vault serves.
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        """Returns when a vault serves; waits `timeout` seconds, or as long as an item would.
 
         Raises:
-            ApplianceError: VAULTS_UNAVAILABLE after `timeout` seconds without one.
+            ApplianceError: VAULTS_UNAVAILABLE.
         """
-        until = asyncio.get_running_loop().time() + timeout
+        until = asyncio.get_running_loop().time() + (self._patience if timeout is None else timeout)
         while not self.ready:
             await self._change(until)
             if asyncio.get_running_loop().time() >= until:

@@ -73,7 +73,8 @@ def page(
     filters = hashlib.sha256(f"{person_id}\n{state or ''}".encode()).hexdigest()[:16]
     if token:
         created, last = _read_token(token, filters)
-        query = query.where(tuple_(issuances.c.created, issuances.c.id) > tuple_(created, last))
+        behind = tuple_(created, last, types=[issuances.c.created.type, issuances.c.id.type])
+        query = query.where(tuple_(issuances.c.created, issuances.c.id) > behind)
     rows = connection.execute(query).mappings().all()
     records = [record_of(row, with_package=False) for row in rows[:size]]
     return records, _make_token(records[-1], filters) if len(rows) > size else ""
@@ -82,7 +83,7 @@ def page(
 def counts(connection: Connection) -> tuple[dict[str, int], int]:
     """Issuances by state, and the number of the newest audit entry."""
     query = select(issuances.c.state, func.count()).group_by(issuances.c.state)
-    found: dict[str, int] = dict(connection.execute(query).tuples().all())
+    found: dict[str, int] = dict(connection.execute(query).all())  # type: ignore[arg-type] rows are pairs
     last: int = connection.execute(select(audit_head.c.last)).scalar_one()
     return {state.value: found.get(state, 0) for state in State}, last
 

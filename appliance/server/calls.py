@@ -127,7 +127,7 @@ class Calls(grpc.aio.ServerInterceptor):
             line |= _told(_defect())
             await abort(context, _defect())
         finally:
-            if line["outcome"] != "OK" or not method.startswith(HEALTH):
+            if not (method.startswith(HEALTH) and line["outcome"] in {"OK", "CANCELLED"}):
                 logs.get().info("call", **line, seconds=round(time.monotonic() - started, 4))
 
     @contextmanager

@@ -121,6 +121,31 @@ async def test_a_request_that_kills_three_vaults_is_failed(desk: Desk, sockets: 
         assert healthy.items == []
 
 
+async def test_a_request_that_kills_vaults_takes_no_other_with_it(desk: Desk, sockets: Path) -> None:
+    poison = requested_issue(request("poison", subject_common_name="DEADLY000"))
+    async with FakeVault(sockets, "v0-1") as first:
+        first.let_go.clear()
+        await desk.vaults.wait_ready(WAIT)
+        fatal = asyncio.create_task(desk.refused(poison))
+        innocent = [asyncio.create_task(desk.issue(fields(person))) for person in ("one", "two", "three")]
+        for _ in range(4):
+            await asyncio.wait_for(first.taken.acquire(), WAIT)
+    for generation in (2, 3):
+        async with FakeVault(sockets, f"v0-{generation}") as following:
+            following.deadly = poison.subject_common_name
+            following.let_go.clear()
+            await asyncio.wait_for(following.taken.acquire(), WAIT)
+            await asyncio.sleep(0.05)  # time enough for others to come too, if they did
+            assert following.taken.locked()
+            following.let_go.set()
+            await asyncio.wait_for(following.dead.wait(), WAIT)
+    async with FakeVault(sockets, "v0-4"):
+        assert await fatal is Reason.ISSUANCE_FAILED
+        await asyncio.gather(*innocent)
+    states = {record.person_id: record.state for record in await desk.records()}
+    assert states == {"poison": State.FAILED} | dict.fromkeys(("one", "two", "three"), State.READY)
+
+
 async def test_what_the_vault_refuses_in_the_request_fails_the_issuance(desk: Desk, vault: FakeVault) -> None:
     wanted = fields()
     vault.refusal = ApplianceError(Reason.CERTIFICATE_REFUSED, "A lint is broken.", hint="-")

@@ -90,6 +90,17 @@ async def test_as_many_are_admitted_as_the_queues_hold(vaults: Vaults, sockets: 
             place.__exit__(None, None, None)
 
 
+async def test_a_queue_that_is_full_without_us_admits_nothing(vaults: Vaults, sockets: Path) -> None:
+    async with FakeVault(sockets) as vault:
+        vault.busy = True
+        await until("v0-1", vaults)
+        with pytest.raises(ApplianceError) as caught, vaults.admit():
+            pass
+        assert caught.value.reason is Reason.VAULTS_BUSY
+        vault.busy = False
+        assert await issue(vaults)
+
+
 async def test_items_go_to_the_least_loaded_vault(vaults: Vaults, sockets: Path) -> None:
     async with FakeVault(sockets, "v0-1") as one, FakeVault(sockets, "v1-1") as other:
         await until("v0-1 v1-1", vaults)
@@ -121,6 +132,19 @@ async def test_a_vault_that_dies_with_an_item_is_lost_and_no_other_gets_the_atte
             assert vaults.ready
             await issue(vaults)
             assert len(other.items) == 1
+
+
+async def test_a_vault_that_breaks_a_call_gets_no_other_before_it_has_answered_again(
+    vaults: Vaults, sockets: Path
+) -> None:
+    async with FakeVault(sockets) as vault:
+        await vaults.wait_ready(WAIT)
+        vault.broken = True
+        with pytest.raises(VaultLost):
+            await issue(vaults)
+        assert not vaults.ready
+        vault.broken = False
+        assert await issue(vaults)
 
 
 @pytest.mark.parametrize("reason", [Reason.DRAINING, Reason.VAULTS_BUSY])

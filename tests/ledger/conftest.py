@@ -1,84 +1,48 @@
-"""What the ledger's tests share: a migrated ledger in a file of its own, and orders and packages that fit together."""
+"""A migrated ledger in a file of its own."""
 
-import secrets
-import uuid
+import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from appliance.domain.issuance import Attempt, IssuanceRecord
-from appliance.domain.package import Header, KeyType, SimPackage
-from appliance.domain.request import IssueOrder
-from appliance.domain.sim import Iccid, luhn_check_digit
-from appliance.ledger import Ledger, Reservation, migrate
+from appliance.ledger import Ledger, migrate
+from tests.ledger.samples import Clock
 
-ISSUER = "urn:appliance:role:issuer:test"
-TSM = "urn:appliance:role:tsm:test"
-DIGEST = b"\x11" * 32
+Sql = Callable[[str], list[tuple[Any, ...]]]
 
 
-@dataclass
-class Clock:
-    """A clock that stands until it is told to go on."""
-
-    now: datetime = datetime(2026, 7, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def forward(self, **amount: float) -> None:
-        self.now += timedelta(**amount)
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
-def iccid(number: int) -> Iccid:
-    digits = f"898130911417{number:06d}"
-    return Iccid(digits + luhn_check_digit(digits))
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
 
 
-def order(person: str = "person-1", *, sim: int = 1, request_id: str = "", now: datetime | None = None) -> IssueOrder:
-    end = (now or datetime(2026, 7, 1, tzinfo=UTC)) + timedelta(days=1000)
-    return IssueOrder(
-        request_id=request_id or str(uuid.uuid4()),
-        person_id=person,
-        subject_common_name="0000000001ABCDEFGHIJ000000000A1A",
-        not_after=end,
-        card_issuer="C=JP,O=JPKI",
-        card_serial=b"\x12\x34",
-        card_not_after=end + timedelta(days=100),
-        sim_issuer="example-mno",
-        iccid=iccid(sim),
-        kvn=0x30,
-        applet_aid=bytes.fromhex("D392F000260100000001"),
-        key_type=KeyType.EC_P256,
-        activation_code="ACTIVATE1234",
-        profile="jpki-user-authentication",
-    )
+@pytest.fixture
+def url(file: Path) -> str:
+    migrate(f"sqlite:///{file}")
+    return f"sqlite:///{file}"
 
 
-def package(record: IssuanceRecord, attempt: Attempt, wrapped_length: int = 160) -> SimPackage:
-    """A well-formed package for this attempt; what is secret in it is random, so that it can be looked for."""
-    header = Header(
-        iccid=Iccid(record.iccid).ef_coding,
-        applet_aid=record.applet_aid,
-        kvn=record.kvn,
-        counter=attempt.counter,
-        key_type=record.key_type,
-        spki_sha256=secrets.token_bytes(32),
-        activation_check=secrets.token_bytes(8),
-    )
-    return SimPackage(header, secrets.token_bytes(wrapped_length), secrets.token_bytes(900), secrets.token_bytes(16))
+@pytest.fixture
+def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
+    opened = Ledger.open(url, clock=clock)
+    yield opened
+    opened.close()
 
 
-def answer(record: IssuanceRecord) -> bytes:
-    return f"{record.id} {record.state} {record.counter}".encode()
+@pytest.fixture
+def sql(file: Path) -> Sql:
+    """Runs one statement on the file, past the ledger."""
 
+    def run(statement: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            return connection.execute(statement).fetchall()
 
-async def make_ready(ledger: Ledger, wanted: IssueOrder) -> tuple[Reservation, SimPackage]:
-    reservation = await ledger.reserve(ISSUER, wanted, DIGEST)
-    assert reservation.attempt is not None
-    made = package(reservation.record, reservation.attempt)
-    await ledger.complete(reservation.attempt, made.encode(), answer)
-    return reservation, made
+    return run

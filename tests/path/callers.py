@@ -35,13 +35,16 @@ class Caller:
     def __init__(self, target: str, ca: Path, certificate: Path, key: Path) -> None:
         identity = grpc.ssl_channel_credentials(ca.read_bytes(), key.read_bytes(), certificate.read_bytes())
         self.channel = grpc.secure_channel(target, identity, options=_OPTIONS)
-        self.states: list[grpc.ChannelConnectivity] = []
-        """Every state that its connection has been in."""
-        self.channel.subscribe(self.states.append)
 
     def close(self) -> None:
         """Ends the connection."""
         self.channel.close()
+
+    def watch_connection(self) -> list[grpc.ChannelConnectivity]:
+        """Every state that its connection is in from now on, in a list that grows."""
+        states: list[grpc.ChannelConnectivity] = []
+        self.channel.subscribe(states.append)
+        return states
 
     def wait_ready(self) -> None:
         """Returns when the server says that it would serve an Issue call."""

@@ -1,4 +1,4 @@
-"""One appliance for tests: settings, token, TLS identities and ledger in a directory, and the programs that run on it."""
+"""One appliance for tests: settings, token, TLS identities and ledger in a directory, and the programs on it."""
 
 import random
 import re
@@ -28,8 +28,9 @@ PORTS: Final = range(20_000, 32_000)
 
 def set_up(directory: Path) -> None:
     """Makes a demo with one vault by its command; sites are copies of it."""
-    command = [sys.executable, "-P", "-m", "appliance", "demo", "set-up", directory, "--vaults", "1", "--port", "1"]
-    subprocess.run([*command, "--profile", PROFILE], check=True, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
+    command = [sys.executable, "-P", "-m", "appliance", "demo", "set-up", str(directory)]
+    options = ["--vaults", "1", "--port", "1", "--profile", str(PROFILE)]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
 
 
 class Site:
@@ -61,7 +62,7 @@ class Site:
             path.write_text(path.read_text(encoding="utf-8").replace(str(demo), str(directory)), encoding="utf-8")
         real = self.setting("path", f'"{module}"')
         self.setting("listen", f'"127.0.0.1:{_free_port()}"')
-        variables = f"TEST_P11_REAL = {real}, TEST_P11_HOLD = \"{self.hold.directory}\""
+        variables = f'TEST_P11_REAL = {real}, TEST_P11_HOLD = "{self.hold.directory}"'
         self.setting("environment", f'{{ SOFTHSM2_CONF = "{directory}/softhsm2.conf", {variables} }}', within="module")
         for name, value in settings.items():
             self.setting(name, value, within="vault")
@@ -188,7 +189,7 @@ def _made(directory: Path) -> Path:
 
 
 def _free_port() -> int:
-    for port in random.sample(PORTS, 100):  # noqa: S311 (no secret)
+    for port in random.sample(PORTS, 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

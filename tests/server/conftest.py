@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Settings
+from appliance.config import Settings, Tls
 from appliance.ledger import migrate
 
 from . import site
@@ -39,6 +39,14 @@ def sockets() -> Iterator[Path]:
 def settings(tmp_path: Path, tls: Path, sockets: Path, migrated: Path) -> Settings:
     shutil.copy(migrated, tmp_path / "ledger.db")
     return site.settings(tmp_path, tls, sockets)
+
+
+@pytest.fixture
+def own_tls(settings: Settings, tls: Path, tmp_path: Path) -> Settings:
+    """Settings whose TLS files are this test's own, to be spoilt."""
+    shutil.copytree(tls, tmp_path / "tls")
+    files = Tls(*(tmp_path / "tls" / name for name in ("server.pem", "server.key", "ca.pem")))
+    return site.with_front(settings, tls=files)
 
 
 @pytest.fixture

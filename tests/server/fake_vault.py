@@ -36,7 +36,8 @@ class FakeVault(VaultServiceServicer):
     """One incarnation; use as a context.
 
     `items`: what it was asked to issue. `let_go`: cleared, it holds every item until it is set; `taken` counts those
-    that it holds or has done. `refusal`: answered to every item. `busy`: its queue is full.
+    that it holds or has done. `refusal`: answered to every item. `busy`: its queue is full. `broken`: it breaks
+    calls without a reason. `deadly`: the common name of an item that kills it; `dead` is set then.
     """
 
     def __init__(self, directory: Path, name: str = "v0-1") -> None:
@@ -48,6 +49,9 @@ class FakeVault(VaultServiceServicer):
         self.taken = asyncio.Semaphore(0)
         self.refusal: ApplianceError | None = None
         self.busy = False
+        self.broken = False
+        self.deadly = ""
+        self.dead = asyncio.Event()
         self._address = f"unix:{directory / name}.sock"
         self._server = grpc.aio.server()
 
@@ -63,6 +67,7 @@ class FakeVault(VaultServiceServicer):
     async def die(self) -> None:
         """Breaks every call under way, as a process that is killed does."""
         await self._server.stop(grace=None)
+        self.dead.set()
 
     async def Issue(self, request: pb.IssueRequest, context: Context) -> AsyncIterator[pb.IssueResponse]:  # noqa: N802 (the proto's)
         for item in request.items:
@@ -70,6 +75,9 @@ class FakeVault(VaultServiceServicer):
             self.items.append(item)
             self.taken.release()
             await self.let_go.wait()
+            if item.subject_common_name == self.deadly:
+                self._dying = asyncio.create_task(self.die())
+                await asyncio.Event().wait()
             yield pb.IssueResponse(failure=failure) if failure else pb.IssueResponse(package=package_for(item))
 
     async def OpenChannels(  # noqa: N802 (the proto's)
@@ -106,6 +114,8 @@ class FakeVault(VaultServiceServicer):
     async def _handle(self, context: Context) -> pb.Failure | None:
         if self.busy:
             await abort(context, ApplianceError(Reason.VAULTS_BUSY, "Full.", hint="Later."))
+        if self.broken:
+            await context.abort(grpc.StatusCode.UNKNOWN)
         if self.refusal:
             return pb.Failure(reason=self.refusal.reason, detail=self.refusal.detail, hint=self.refusal.hint)
         return None

@@ -3,7 +3,7 @@
 import asyncio
 import datetime
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from appliance.config import (
 )
 from appliance.domain.keyset import Channel, KeySet, KeySetState, MasterKey, SimIssuer
 from appliance.domain.profile import CertificateProfile
+from appliance.ledger.store import utc_now
 from appliance.server.main import serve
 
 from .fake_vault import SSD_AID
@@ -166,10 +167,10 @@ class Front:
 
 
 @asynccontextmanager
-async def serving(declared: Settings) -> AsyncIterator[Front]:
+async def serving(declared: Settings, clock: Callable[[], datetime.datetime] = utc_now) -> AsyncIterator[Front]:
     """The front of these settings, from its first accepted call to its last."""
     stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(declared, stop, started=port.set_result))
+    task = asyncio.create_task(serve(declared, stop, clock=clock, started=port.set_result))
     await asyncio.wait([task, port], timeout=WAIT, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task

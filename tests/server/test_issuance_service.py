@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -34,6 +35,16 @@ class Issuer:
         with pytest.raises(ApiError) as caught:
             await self.client.issue(wanted)
         return caught.value
+
+    @asynccontextmanager
+    async def held(self, wanted: pb.IssueRequest) -> AsyncIterator[asyncio.Task[pb.Issuance]]:
+        """The call, with its item in the vault's hand until the context ends; then the call ends too."""
+        self.vault.let_go.clear()
+        call = asyncio.create_task(self.client.issue(wanted))
+        await asyncio.wait_for(self.vault.taken.acquire(), WAIT)
+        yield call
+        self.vault.let_go.set()
+        await asyncio.wait([call])
 
     async def people(self) -> list[tuple[str, int]]:
         """Person and state of everything that was ever reserved."""

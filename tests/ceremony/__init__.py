@@ -1,0 +1,1 @@
+"""Ceremonies on a real SoftHSM token."""

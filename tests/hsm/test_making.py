@@ -1,0 +1,104 @@
+"""Making tokens and long-lived keys: nothing is overwritten, and what does not pass its checks does not stay."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pkcs11
+import pytest
+from pkcs11 import Attribute
+
+from appliance.domain.package import KeyType
+from appliance.errors import ApplianceError, Reason
+from appliance.hsm.keys import TEMPLATES, Role, Template
+from appliance.hsm.making import generate_ca_key, import_master, initialise_token
+from appliance.hsm.module import TokenSession
+from tests.hsm.site import BIND_LABEL, LABEL, MODULE, Calls, Site
+
+SO_PIN, PIN = "security-officer", "another-user-pin"
+
+
+def labels(session: TokenSession) -> set[str]:
+    return {key.label for key in session.find_all({Attribute.TOKEN: True})}
+
+
+def test_new_token_takes_its_pin(site: Site) -> None:
+    made = initialise_token(MODULE, "SECOND TOKEN", SO_PIN, PIN)
+    session = TokenSession(made, PIN, Calls())
+    assert session.description.token_serial == made.token_serial != site.module.token_serial
+    assert labels(session) == set()
+    session.close()
+
+
+def test_label_of_a_token_in_use_is_refused_and_the_token_is_as_it_was(site: Site) -> None:
+    with pytest.raises(ApplianceError) as refused:
+        initialise_token(MODULE, LABEL, SO_PIN, PIN)
+    assert (refused.value.reason, refused.value.field) == (Reason.KEY_EXISTS, "token_label")
+    with site.engine() as engine:
+        assert engine.key_sets
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("label", ["", "A" * 33, "日本語日本語日本語日本語"])
+def test_label_that_no_token_can_have_is_refused_before_a_token_is_made(label: str) -> None:
+    with pytest.raises(ApplianceError) as refused:
+        initialise_token(MODULE, label, SO_PIN, PIN)
+    assert (refused.value.reason, refused.value.field) == (Reason.FIELD_INVALID, "token_label")
+    assert len([t for t in pkcs11.lib(MODULE).get_tokens() if t.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]) == 1
+
+
+def test_module_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ApplianceError) as refused:
+        initialise_token(str(tmp_path / "absent.so"), LABEL, SO_PIN, PIN)
+    assert (refused.value.reason, refused.value.field) == (Reason.TOKEN_ABSENT, "module.path")
+
+
+def test_master_of_an_existing_label_is_refused_and_the_old_one_stays(site: Site) -> None:
+    with site.session() as session:
+        with pytest.raises(ApplianceError) as refused:
+            import_master(session, Role.KM_BIND, BIND_LABEL, bytearray(32))
+        assert (refused.value.reason, refused.value.facts["label"]) == (Reason.KEY_EXISTS, BIND_LABEL)
+    with site.engine() as engine:
+        assert engine.key_sets
+
+
+MAKES: dict[str, tuple[Role, Callable[[TokenSession], object]]] = {
+    "master": (Role.KM_BIND, lambda session: import_master(session, Role.KM_BIND, "NEW", bytearray(range(32)))),
+    "CA key": (Role.ISSUING_CA, lambda session: generate_ca_key(session, "NEW", KeyType.EC_P256)),
+}
+
+
+@pytest.mark.parametrize("kind", MAKES)
+def test_key_that_reads_back_otherwise_is_destroyed_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A real module honours the template, so the expectation is the wrong one: an imported key made on the token…"""
+    role, make = MAKES[kind]
+    wrong = {Attribute.LOCAL: role is Role.KM_BIND, Attribute.NEVER_EXTRACTABLE: False}
+    monkeypatch.setitem(TEMPLATES, role, Template(TEMPLATES[role].attributes, wrong))
+    with site.session() as session:
+        before = labels(session)
+        with pytest.raises(ApplianceError) as refused:
+            make(session)
+        assert refused.value.reason is Reason.KEY_ATTRIBUTES_DIFFER
+        assert labels(session) == before
+
+
+# python-pkcs11 ends a search in a destructor, which complains when the session is gone.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", MAKES)
+def test_key_whose_making_loses_the_session_at_any_call_does_not_stay(site: Site, calls: Calls, kind: str) -> None:
+    _, make = MAKES[kind]
+    with site.session(calls) as session:
+        before = labels(session)
+        calls.kinds.clear()
+        make(session)
+        every_call = list(calls.kinds)
+        site.destroy_key("NEW")
+        for number, name in enumerate(every_call, 1):
+            calls.before(number, site.close_all_sessions)
+            with pytest.raises(ApplianceError) as fault:
+                make(session)
+            assert (fault.value.reason, fault.value.facts["call"]) == (Reason.TOKEN_FAULT, name)
+            session.renew()
+            assert labels(session) == before, (number, name)
+            assert site.session_objects() == 0

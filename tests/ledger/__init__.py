@@ -1,0 +1,1 @@
+"""The ledger, on real SQLite files; `samples` makes orders and packages that fit together."""
