@@ -19,6 +19,7 @@ from appliance import logs
 from appliance.apdu.scp03 import SessionKeys
 from appliance.api.status import parse
 from appliance.domain.issuance import Attempt, IssuanceRecord
+from appliance.domain.package import SimPackage
 from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
 from appliance.vault.v1 import vault_pb2 as pb
@@ -144,6 +145,8 @@ class Vaults:
         self._scanning: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        if not self._directory.is_dir():
+            logs.get().warning("the directory of the vaults' sockets is not there", directory=str(self._directory))
         self._scanning = asyncio.create_task(self._scan())
         return self
 
@@ -220,8 +223,14 @@ class Vaults:
             not_after_seconds=int(record.not_after.timestamp()),
         )
         request = pb.IssueRequest(items=[item])
-        response = await self._send(lambda stub: stub.Issue(request, timeout=CALL_TIMEOUT))
-        return response.package
+        package = (await self._send(lambda stub: stub.Issue(request, timeout=CALL_TIMEOUT))).package
+        try:
+            SimPackage.decode(package)
+        except ApplianceError as error:
+            raise ApplianceError(
+                Reason.INTERNAL, "The vault answered something that is no SIM package.", hint="Tell the operator."
+            ) from error
+        return package
 
     async def open_channel(self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes) -> OpenChannel:
         """SCP03 session keys for one SIM and one value of its sequence counter. Raises as `issue`."""

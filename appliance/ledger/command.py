@@ -1,16 +1,19 @@
 """`appliance ledger`: makes, looks at, backs up and checks a ledger, beside a running front or without one."""
 
 import argparse
-import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from sqlalchemy import Connection
 
 from appliance import config
 from appliance.ledger import database
 from appliance.ledger.backup import backup
 from appliance.ledger.inspection import inspect
-from appliance.ledger.store import Ledger
+from appliance.ledger.queries import counts
+from appliance.ledger.schema import SCHEMA_VERSION
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         case "check":
             return _check(url)
         case "status":
-            asyncio.run(_status(url))
+            return _status(url)
     return 0
 
 
@@ -51,28 +54,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _status(url: str) -> None:
-    ledger = Ledger.open(url)
+@contextmanager
+def _opened(url: str) -> Iterator[Connection]:
+    database.require_schema(url)
+    engine = database.connect(url)
     try:
-        status = await ledger.status()
+        with database.translated_errors(), engine.connect() as connection:
+            yield connection
     finally:
-        ledger.close()
-    lines = [f"schema version  {status.schema_version}"]
-    lines += [f"{state:<15} {count}" for state, count in status.issuances.items()]
-    lines += [f"audit entries   {status.audit_entries}"]
+        engine.dispose()
+
+
+def _status(url: str) -> int:
+    with _opened(url) as connection:
+        issuances, entries = counts(connection)
+    lines = [f"schema version  {SCHEMA_VERSION}"]
+    lines += [f"{state:<15} {count}" for state, count in issuances.items()]
+    lines += [f"audit entries   {entries}"]
     sys.stdout.write("\n".join(lines) + "\n")
+    return 0
 
 
 def _check(url: str) -> int:
-    database.require_schema(url)
-    engine = database.connect(url)
     sound = True
-    try:
-        with database.translated_errors(), engine.connect() as connection:
-            for name, findings in inspect(connection):
-                sound = sound and not findings
-                sys.stdout.write(f"{'BROKEN' if findings else 'ok':<7} {name}\n")
-                sys.stdout.writelines(f"        {finding}\n" for finding in findings)
-    finally:
-        engine.dispose()
+    with _opened(url) as connection:
+        for name, findings in inspect(connection):
+            sound = sound and not findings
+            sys.stdout.write(f"{'BROKEN' if findings else 'ok':<7} {name}\n")
+            sys.stdout.writelines(f"        {finding}\n" for finding in findings)
     return 0 if sound else 1

@@ -53,8 +53,7 @@ class Committer:
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        # At once: a process that was killed may have left erased keys in the log.
-        self._erase_at: float | None = time.monotonic()
+        self._erase_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="ledger-committer", daemon=True)
         self._thread.start()
 

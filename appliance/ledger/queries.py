@@ -83,7 +83,7 @@ def page(
 def counts(connection: Connection) -> tuple[dict[str, int], int]:
     """Issuances by state, and the number of the newest audit entry."""
     query = select(issuances.c.state, func.count()).group_by(issuances.c.state)
-    found: dict[str, int] = dict(connection.execute(query).all())  # type: ignore[arg-type] rows are pairs
+    found: dict[str, int] = dict(connection.execute(query).all())
     last: int = connection.execute(select(audit_head.c.last)).scalar_one()
     return {state.value: found.get(state, 0) for state in State}, last
 

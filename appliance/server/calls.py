@@ -110,7 +110,6 @@ class Calls(grpc.aio.ServerInterceptor):
     async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
         started = time.monotonic()
         line: dict[str, str] = {"method": method, "outcome": "OK"}
-        logs.bind(request_id=str(uuid.uuid4()))
         try:
             caller = identify(context.auth_context(), self._clients)
             line["client"] = caller.uri

@@ -178,7 +178,3 @@ def _unusable(field: str, detail: str) -> ApplianceError:
         hint="Correct appliance.toml or what it names.",
         field=f"appliance.toml: {field}",
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

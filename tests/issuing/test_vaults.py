@@ -172,6 +172,15 @@ async def test_the_vaults_refusal_comes_through_as_it_is(vaults: Vaults, sockets
     )
 
 
+async def test_what_is_no_sim_package_is_the_vaults_defect_and_not_the_clients(vaults: Vaults, sockets: Path) -> None:
+    async with FakeVault(sockets) as vault:
+        vault.truncates = True
+        await vaults.wait_ready(WAIT)
+        with pytest.raises(ApplianceError) as caught:
+            await issue(vaults)
+    assert caught.value.reason is Reason.INTERNAL
+
+
 async def test_a_new_generation_takes_over_from_a_dead_one(vaults: Vaults, sockets: Path) -> None:
     async with FakeVault(sockets, "v0-9") as old:
         await vaults.wait_ready(WAIT)

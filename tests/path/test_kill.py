@@ -12,12 +12,14 @@ import grpc
 import pytest
 
 from appliance.api.v1.issuance_pb2 import KEY_TYPE_EC_P256, KEY_TYPE_RSA_2048, IssueRequest
+from appliance.domain.issuance import MAX_LOST_ATTEMPTS
 
 from .callers import issue_request
 from .conftest import MakeSite
 from .delivery import assert_delivered, assert_issued_once
-from .hold import WRAP
+from .hold import RSA_KEY_PAIR, WRAP
 from .interposer import Interposer
+from .programs import until
 from .site import Site
 
 
@@ -92,6 +94,24 @@ def test_a_killed_vault_costs_the_client_nothing(site: Site, moment: str, key_ty
     assert_delivered(site, request, issuance)
     first_ready = connection.index(grpc.ChannelConnectivity.READY)
     assert connection[first_ready:] == [grpc.ChannelConnectivity.READY], "the connection has never broken"
+
+
+def test_requests_that_wait_behind_one_that_kills_every_vault_are_served(site: Site) -> None:
+    issuer, operator = site.caller("issuer"), site.caller("operator")
+    with site.hold.armed(RSA_KEY_PAIR) as hold:
+        killing = issuer.begin_issue(issue_request(KEY_TYPE_RSA_2048))
+        hold.wait()
+        others = [issue_request(KEY_TYPE_EC_P256) for _ in range(3)]
+        waiting = [issuer.begin_issue(other) for other in others]
+        until(lambda: operator.status().vaults[0].queue_length == len(others), "they wait in the vault")
+        for _ in range(MAX_LOST_ATTEMPTS - 1):
+            hold.arm(RSA_KEY_PAIR)
+            site.kill_vault()
+            hold.wait()
+        site.kill_vault()
+        assert killing.code() is grpc.StatusCode.FAILED_PRECONDITION
+    for other, call in zip(others, waiting, strict=True):
+        assert_issued_once(site, issuer, other, call.result(), attempts=2)
 
 
 def test_the_ledger_is_whole_after_all_of_it(site: Site) -> None:

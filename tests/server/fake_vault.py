@@ -35,9 +35,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class FakeVault(VaultServiceServicer):
     """One incarnation; use as a context.
 
-    `items`: what it was asked to issue. `let_go`: cleared, it holds every item until it is set; `taken` counts those
-    that it holds or has done. `refusal`: answered to every item. `busy`: its queue is full. `broken`: it breaks
-    calls without a reason. `deadly`: the common name of an item that kills it; `dead` is set then.
+    items, channels: what it was asked.
+    let_go: while it is cleared, every item is held; `taken` counts those that were begun.
+    refusal: answered to every item.
+    busy: its queue is full.
+    broken: it breaks calls without a reason.
+    truncates: its packages lack their last byte.
+    deadly: the common name of an item that kills it; `dead` is set then.
     """
 
     def __init__(self, directory: Path, name: str = "v0-1") -> None:
@@ -50,6 +54,7 @@ class FakeVault(VaultServiceServicer):
         self.refusal: ApplianceError | None = None
         self.busy = False
         self.broken = False
+        self.truncates = False
         self.deadly = ""
         self.dead = asyncio.Event()
         self._address = f"unix:{directory / name}.sock"
@@ -78,7 +83,8 @@ class FakeVault(VaultServiceServicer):
             if item.subject_common_name == self.deadly:
                 self._dying = asyncio.create_task(self.die())
                 await asyncio.Event().wait()
-            yield pb.IssueResponse(failure=failure) if failure else pb.IssueResponse(package=package_for(item))
+            package = package_for(item)[: -1 if self.truncates else None]
+            yield pb.IssueResponse(failure=failure) if failure else pb.IssueResponse(package=package)
 
     async def OpenChannels(  # noqa: N802 (the proto's)
         self, request: pb.OpenChannelsRequest, context: Context
