@@ -63,6 +63,7 @@ class Reason(StrEnum):
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
     VAULTS_BUSY = "VAULTS_BUSY"
     VAULTS_UNAVAILABLE = "VAULTS_UNAVAILABLE"
+    NODE_BUSY = "NODE_BUSY"
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
     DRAINING = "DRAINING"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
@@ -117,6 +118,7 @@ REASONS: dict[Reason, Rule] = {
     Reason.DEADLINE_TOO_SHORT: Rule(Code.DEADLINE_EXCEEDED, "Too little time is left for this key type."),
     Reason.VAULTS_BUSY: Rule(Code.RESOURCE_EXHAUSTED, "Every vault's queue is full; nothing was reserved.", 1.0),
     Reason.VAULTS_UNAVAILABLE: Rule(Code.UNAVAILABLE, "No vault is serving.", 2.0),
+    Reason.NODE_BUSY: Rule(Code.RESOURCE_EXHAUSTED, "This node has as many calls in work as it takes.", 1.0),
     Reason.LEDGER_UNAVAILABLE: Rule(Code.UNAVAILABLE, "The ledger could not commit or read.", 2.0),
     Reason.DRAINING: Rule(Code.UNAVAILABLE, "This node is stopping; another one, or a later call, will answer.", 1.0),
     Reason.MESSAGE_TOO_LARGE: Rule(Code.RESOURCE_EXHAUSTED, "The message is larger than the server accepts."),

@@ -81,6 +81,16 @@ def next_state(state: State, move: Move) -> State:
     )
 
 
+def not_found(issuance: str) -> ApplianceError:
+    """The refusal for an issuance that is not there, or that this client must not know of: word for word the same."""
+    return ApplianceError(
+        Reason.ISSUANCE_NOT_FOUND,
+        "There is no such issuance.",
+        hint="Use the name that Issue answered.",
+        issuance=f"issuances/{issuance}",
+    )
+
+
 def not_ready(state: State) -> ApplianceError:
     """The refusal for work that needs a package when there is none, yet or any more."""
     return ApplianceError(

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from appliance.apdu.scp03 import Mode
 from appliance.apdu.script import Channel, Script, render
-from appliance.domain.issuance import IssuanceRecord, Move, next_state
+from appliance.domain.issuance import IssuanceRecord, Move, next_state, not_found
 from appliance.domain.keyset import SimIssuer
 from appliance.domain.receipt import split_receipt
 from appliance.domain.request import call_digest, validate_issuance_name, validate_request_id
@@ -133,13 +133,7 @@ class Delivery:
     async def _visible(self, issuance: str, sim_issuers: Collection[str]) -> IssuanceRecord:
         record = await self._ledger.get(issuance)
         if record.sim_issuer not in sim_issuers:
-            # Word for word what the ledger says of an issuance that does not exist.
-            raise ApplianceError(
-                Reason.ISSUANCE_NOT_FOUND,
-                "There is no such issuance.",
-                hint="Use the name that Issue answered.",
-                issuance=f"issuances/{issuance}",
-            )
+            raise not_found(issuance)
         return record
 
 

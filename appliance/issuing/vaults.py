@@ -339,16 +339,20 @@ async def _only(call: AsyncIterable[Response]) -> Response:
         parsed = parse(error)
         if parsed.reason not in Reason.__members__:
             raise VaultLost from None
-        raise _refusal(parsed.reason, parsed.detail, parsed.hint, parsed.field) from None
+        raise ApplianceError(
+            Reason(parsed.reason), parsed.detail, hint=parsed.hint, field=parsed.field, **parsed.metadata
+        ) from None
     if len(responses) != 1:
         raise VaultLost
     if responses[0].HasField("failure"):
         failure = responses[0].failure
-        raise _refusal(failure.reason, failure.detail, failure.hint, failure.field)
+        raise _refusal(failure)
     return responses[0]
 
 
-def _refusal(reason: str, detail: str, hint: str, field: str) -> ApplianceError:
-    if reason not in Reason.__members__:
-        return ApplianceError(Reason.INTERNAL, detail, hint="Vault and front are of different versions.", said=reason)
-    return ApplianceError(Reason(reason), detail, hint=hint, field=field)
+def _refusal(failure: pb.Failure) -> ApplianceError:
+    if failure.reason not in Reason.__members__:
+        hint = "Vault and front are of different versions."
+        return ApplianceError(Reason.INTERNAL, failure.detail, hint=hint, said=failure.reason)
+    facts = dict(failure.facts)
+    return ApplianceError(Reason(failure.reason), failure.detail, hint=failure.hint, field=failure.field, **facts)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select, tuple_
 
-from appliance.domain.issuance import IssuanceRecord, State
+from appliance.domain.issuance import IssuanceRecord, State, not_found
 from appliance.domain.package import Header, KeyType, SimPackage
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.calls import earlier
@@ -41,12 +41,7 @@ def row_of(connection: Connection, issuance: str) -> Row:
     """The row of `issuances`, or ISSUANCE_NOT_FOUND."""
     row = connection.execute(_BY_ID, {"issuance": issuance}).mappings().first()
     if row is None:
-        raise ApplianceError(
-            Reason.ISSUANCE_NOT_FOUND,
-            "There is no such issuance.",
-            hint="Use the name that Issue answered.",
-            issuance=f"issuances/{issuance}",
-        )
+        raise not_found(issuance)
     return row
 
 

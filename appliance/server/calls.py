@@ -137,7 +137,7 @@ class Calls(grpc.aio.ServerInterceptor):
             )
         if self._in_work >= self._max_concurrent:
             raise ApplianceError(
-                Reason.VAULTS_BUSY,
+                Reason.NODE_BUSY,
                 f"This node has {self._in_work} calls in work and takes no more.",
                 hint="Send the same call again a little later.",
             )

@@ -182,4 +182,5 @@ def _channel_keys(keys: ChannelKeys) -> pb.ChannelKeys:
 
 
 def _failure(error: ApplianceError) -> pb.Failure:
-    return pb.Failure(reason=error.reason, detail=error.detail, hint=error.hint, field=error.field)
+    facts = {name: str(value) for name, value in error.facts.items()}
+    return pb.Failure(reason=error.reason, detail=error.detail, hint=error.hint, field=error.field, facts=facts)

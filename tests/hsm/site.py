@@ -196,6 +196,11 @@ class Site:
         slot = pkcs11.lib(MODULE).get_token(token_label=self.module.token_label).slot.slot_id
         assert ctypes.CDLL(MODULE).C_CloseAllSessions(ctypes.c_ulong(slot)) == 0
 
+    def log_out(self) -> None:
+        """Log out whoever is logged in; a process is as a whole, and sessions stay open."""
+        with self.backstage() as session:
+            assert ctypes.CDLL(MODULE).C_Logout(ctypes.c_ulong(session.handle)) == 0
+
     def replace_master(self, label: str, value: bytes, **attributes: Any) -> None:
         """Put in place of a master one of the same label with this value and other attributes than its template."""
         self.destroy_key(label)

@@ -57,6 +57,15 @@ def test_issue_that_loses_its_keys_leaves_nothing_and_the_next_one_works(site: S
         assert engine.issue(order(profile=ONE_CA))
 
 
+def test_issue_that_loses_its_login_leaves_nothing_and_the_next_one_works(site: Site, calls: Calls) -> None:
+    """A session that cannot be logged out is not closed by the library: the module is ended instead."""
+    with site.engine(profiles={ONE_CA: site.authorities[ONE_CA]}, calls=calls) as engine:
+        calls.before("wrap", site.log_out)
+        assert refused_order(engine).reason is Reason.TOKEN_FAULT
+        assert site.session_objects() == 0
+        assert engine.issue(order(profile=ONE_CA))
+
+
 def test_channel_that_loses_its_session_works_again(site: Site, calls: Calls) -> None:
     wanted = ChannelOrder(ISSUER, 1, ICCID, 1, bytes(8))
     with site.engine(profiles={}, calls=calls) as engine:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from sqlalchemy import Connection, Engine, event, insert
@@ -67,8 +68,8 @@ async def test_refused_change_does_not_fail_its_group(committer: Committer, engi
     event.listen(engine, "commit", lambda _: commits.append(1))
     gate = Gate(committer)
     works = {"a": write, "b": refuse, "c": write, "d": stumble, "e": write}
-    futures = {name: committer.submit(lambda change, w=work, n=name: w(change, n)) for name, work in works.items()}
-    doubled = committer.submit(lambda change: write(change, "c"))
+    futures = {name: committer.submit(partial(work, iccid=name)) for name, work in works.items()}
+    doubled = committer.submit(partial(write, iccid="c"))
     gate.opened.set()
     assert [futures[name].result(10) for name in "ace"] == ["a", "c", "e"]
     refusal = futures["b"].exception(10)
@@ -137,10 +138,9 @@ async def test_error_that_takes_the_group_with_it_is_told_to_all(committer: Comm
         raise OperationalError("INSERT", {}, OSError("disk full"))
 
     gate = Gate(committer)
-    futures = [committer.submit(lambda change: write(change, "a")), committer.submit(outage)]
+    with_it, itself = committer.submit(lambda change: write(change, "a")), committer.submit(outage)
     gate.opened.set()
-    for future in futures:
-        error = future.exception(10)
+    for error in (with_it.exception(10), itself.exception(10)):
         assert isinstance(error, ApplianceError)
         assert error.reason is Reason.LEDGER_UNAVAILABLE
     assert sql("SELECT count(*) FROM sims") == [(0,)]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -20,21 +21,27 @@ from tests.ledger.writer import WRITERS
 ROOT = Path(__file__).parents[2]
 
 
-def kill_at(lines: int, url: str, *mode: str) -> list[list[str]]:
-    """Starts the writer, kills it as soon as it has said so many lines, and answers all that it has said by then."""
+def kill_when(is_time: Callable[[int, str], bool], url: str, *mode: str) -> list[list[str]]:
+    """Starts the writer, kills it at the line for which `is_time`, and answers every line that it has said by then.
+
+    Args:
+        is_time: of the line's number, from 1, and the line.
+    """
     command = [sys.executable, "-m", "tests.ledger.writer", url, *mode]
+    said = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(lines)]
-        process.send_signal(signal.SIGKILL)
-        said += process.stdout.readlines()
+        for number, line in enumerate(process.stdout, start=1):
+            said.append(line)
+            if is_time(number, line):
+                process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     return [line.split() for line in said if line.endswith("\n")]
 
 
 @pytest.mark.parametrize("lines", [1, 40, 173, 300])
 async def test_killed_writer_loses_nothing_that_was_acknowledged(url: str, sql: Sql, lines: int) -> None:
-    acknowledged = kill_at(lines, url)
+    acknowledged = kill_when(lambda number, _: number == lines, url)
     assert len(acknowledged) >= lines
     assert ledger_command(["check", "--url", url]) == 0
 
@@ -70,7 +77,7 @@ async def test_killed_writer_loses_nothing_that_was_acknowledged(url: str, sql: 
 
 
 def test_what_a_killed_writer_left_in_its_log_is_moved_and_cut_at_the_next_start(url: str, file: Path) -> None:
-    kill_at(60, url)
+    kill_when(lambda number, _: number == 60, url)
     log = file.with_name(file.name + "-wal")
     assert log.stat().st_size > 0, "with keys that the file has erased"
     with closing(Ledger.open(url)):
@@ -78,7 +85,7 @@ def test_what_a_killed_writer_left_in_its_log_is_moved_and_cut_at_the_next_start
 
 
 async def test_writer_killed_inside_its_transaction_has_changed_nothing(url: str) -> None:
-    said = kill_at(9, url, "stop-inside")  # eight reservations, and then the first completion
+    said = kill_when(lambda _, line: line.startswith("INSIDE"), url, "stop-inside")
     (inside,) = [words for event, *words in said if event == "INSIDE"]
     issuance, request_id, counter, serial = inside
     ledger = Ledger.open(url)

@@ -4,24 +4,19 @@ It ends with its vault: its connections break as the vault's would, and what it 
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Final
 
 import grpc
 
 from appliance.vault.v1 import vault_pb2 as pb
-from appliance.vault.v1.vault_pb2_grpc import (
-    VaultServiceServicer,
-    VaultServiceStub,
-    add_VaultServiceServicer_to_server,
-)
 
 from .programs import WAIT
 
-T = TypeVar("T")
+ISSUE: Final = "/appliance.vault.v1.VaultService/Issue"
 
 
 class Gate:
@@ -55,17 +50,17 @@ class Gate:
                 broken.wait()
 
 
-class Interposer(VaultServiceServicer):
-    """Serves in `directory` under the name of the vault's socket."""
+class Interposer(grpc.GenericRpcHandler):
+    """Serves in `directory` under the name of the vault's socket, every method alike: bytes in, bytes out."""
 
     def __init__(self, vault: Path, directory: Path) -> None:
         self.before, self.after = Gate(), Gate()
         self.forwarded: list[pb.IssueItem] = []
         """Every item that reached the vault."""
+        self.answered = 0
+        """How many Issue calls the front has the answer to."""
         self._channel = grpc.insecure_channel(f"unix:{vault}")
-        self._vault = VaultServiceStub(self._channel)
-        self._server = grpc.server(ThreadPoolExecutor(16))
-        add_VaultServiceServicer_to_server(self, self._server)
+        self._server = grpc.server(ThreadPoolExecutor(16), handlers=[self])
         self._server.add_insecure_port(f"unix:{directory / vault.name}")
         self._server.start()
 
@@ -74,43 +69,24 @@ class Interposer(VaultServiceServicer):
         self._server.stop(0).wait(WAIT)
         self._channel.close()
 
-    def Issue(self, request: pb.IssueRequest, context: grpc.ServicerContext) -> Iterator[pb.IssueResponse]:  # noqa: N802 (the proto's)
-        """Past both gates."""
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """On the wire, a call with one message is a stream of one."""
+        method = handler_call_details.method
+        through = self._issue if method == ISSUE else self._forward
+        return grpc.stream_stream_rpc_method_handler(lambda requests, context: through(method, list(requests), context))
+
+    def _issue(self, method: str, requests: list[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         self.before.pass_through(context)
-        if not context.is_active():
-            return
-        self.forwarded += request.items
-        responses = _forward(context, lambda: list(self._vault.Issue(request)))
-        self.after.pass_through(context)
-        yield from responses
+        if context.is_active():
+            self.forwarded += pb.IssueRequest.FromString(*requests).items
+            responses = list(self._forward(method, requests, context))
+            self.after.pass_through(context)
+            yield from responses
+            self.answered += 1
 
-    def OpenChannels(  # noqa: N802 (the proto's)
-        self, request: pb.OpenChannelsRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.OpenChannelsResponse]:
-        """As it is."""
-        yield from _forward(context, lambda: list(self._vault.OpenChannels(request)))
-
-    def VerifyReceipts(  # noqa: N802 (the proto's)
-        self, request: pb.VerifyReceiptsRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.VerifyReceiptsResponse]:
-        """As it is."""
-        yield from _forward(context, lambda: list(self._vault.VerifyReceipts(request)))
-
-    def GetStatus(  # noqa: N802 (the proto's)
-        self, request: pb.GetStatusRequest, context: grpc.ServicerContext
-    ) -> pb.GetStatusResponse:
-        """As it is."""
-        return _forward(context, lambda: self._vault.GetStatus(request))
-
-
-def _forward(context: grpc.ServicerContext, call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except grpc.RpcError as error:
-        _pass_on(context, error)
-
-
-def _pass_on(context: grpc.ServicerContext, error: Any) -> NoReturn:
-    context.set_trailing_metadata(error.trailing_metadata())
-    context.abort(error.code(), error.details())
-    raise AssertionError("abort raises")
+    def _forward(self, method: str, requests: list[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            yield from self._channel.stream_stream(method, bytes, bytes)(iter(requests))
+        except grpc.RpcError as error:
+            context.set_trailing_metadata(tuple((item.key, item.value) for item in error.trailing_metadata()))
+            context.abort(error.code(), error.details() or "")

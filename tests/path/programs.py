@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,5 +129,6 @@ class Vaults(Program):
             self.signal(signal.SIGCONT)
             self.next("stopping")
             for pid in self.pids().values():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # just reaped
+                    os.kill(pid, signal.SIGKILL)
             self.wait()

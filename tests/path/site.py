@@ -61,6 +61,7 @@ class Site:
         for path in (*directory.rglob("*.toml"), directory / "softhsm2.conf"):
             path.write_text(path.read_text(encoding="utf-8").replace(str(demo), str(directory)), encoding="utf-8")
         real = self.setting("path", f'"{module}"')
+        self.setting("socket_directory", f'"{self.sockets}"')  # the demo's is elsewhere where its path is long
         self.setting("listen", f'"127.0.0.1:{_free_port()}"')
         variables = f'TEST_P11_REAL = {real}, TEST_P11_HOLD = "{self.hold.directory}"'
         self.setting("environment", f'{{ SOFTHSM2_CONF = "{directory}/softhsm2.conf", {variables} }}', within="module")
@@ -106,9 +107,10 @@ class Site:
     def up(self) -> "Site":
         """Starts whatever does not run; returns when an Issue call would be served."""
         if self.vaults is None or not self.vaults.running:
-            self.start_vaults().next("vault ready")
+            self._end_interposer()
+            self.start_vaults()
         if self._doors and self.interposer is None:
-            self._interpose()
+            self._interpose(self._doors)
         if self.front is None or not self.front.running:
             self.start_front()
         self.caller("operator").wait_ready()
@@ -120,14 +122,11 @@ class Site:
         self.front.kill()
 
     def kill_vault(self) -> None:
-        """SIGKILL to the only vault, and its connections break; returns when another one has taken its place."""
+        """SIGKILL to the only vault, and its connections break."""
         assert self.vaults
         [pid] = self.vaults.pids().values()
         self.vaults.kill_vault(pid)
         self._end_interposer()
-        self.vaults.next("vault ready")
-        if self._doors:
-            self._interpose()
 
     def caller(self, role: str) -> Caller:
         """A client of this role with a connection of its own, until the site ends."""
@@ -171,10 +170,11 @@ class Site:
         self.setting("socket_directory", f'"{self._doors}"', file=path.name)
         return path
 
-    def _interpose(self) -> None:
-        assert self._doors
+    def _interpose(self, doors: Path) -> None:
+        assert self.vaults
+        self.vaults.next("vault ready")
         [vault] = newest_sockets(self.sockets)
-        self.interposer = Interposer(vault, self._doors)
+        self.interposer = Interposer(vault, doors)
 
     def _end_interposer(self) -> None:
         if self.interposer:

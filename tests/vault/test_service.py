@@ -177,7 +177,9 @@ async def test_a_refusal_is_the_items_failure_in_every_field(vault: Served, meth
     vault.engine.answer = refuse
     (response,) = [response async for response in CALLS[method](vault.stub, 1)]
     assert response.index == 7
-    assert response.failure == pb.Failure(reason="CERTIFICATE_REFUSED", detail="What.", hint="How.", field="where")
+    assert response.failure == pb.Failure(
+        reason="CERTIFICATE_REFUSED", detail="What.", hint="How.", field="where", facts={"fact": "x"}
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61ppliance/vault/v1/vault.proto\x12\x12\x61ppliance.vault.v1\"<\n\x0cIssueRequest\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.appliance.vault.v1.IssueItem\"\xa3\x02\n\tIssueItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsim_issuer\x18\x02 \x01(\t\x12\x0b\n\x03kvn\x18\x03 \x01(\r\x12\r\n\x05iccid\x18\x04 \x01(\x0c\x12\x12\n\napplet_aid\x18\x05 \x01(\x0c\x12\x10\n\x08key_type\x18\x06 \x01(\r\x12\x17\n\x0fpackage_counter\x18\x07 \x01(\r\x12\x17\n\x0f\x61\x63tivation_code\x18\x08 \x01(\t\x12\x0f\n\x07profile\x18\t \x01(\t\x12\x1a\n\x12\x63\x65rtificate_serial\x18\n \x01(\x0c\x12\x1b\n\x13subject_common_name\x18\x0b \x01(\t\x12\x1a\n\x12not_before_seconds\x18\x0c \x01(\x03\x12\x19\n\x11not_after_seconds\x18\r \x01(\x03\"k\n\rIssueResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\x07package\x18\x02 \x01(\x0cH\x00\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.appliance.vault.v1.FailureH\x00\x42\x08\n\x06result\"F\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\"E\n\x13OpenChannelsRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.appliance.vault.v1.ChannelItem\"~\n\x0b\x43hannelItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsim_issuer\x18\x02 \x01(\t\x12\x0b\n\x03kvn\x18\x03 \x01(\r\x12\r\n\x05iccid\x18\x04 \x01(\x0c\x12\x18\n\x10sequence_counter\x18\x05 \x01(\r\x12\x16\n\x0ehost_challenge\x18\x06 \x01(\x0c\"\x90\x01\n\x14OpenChannelsResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x04keys\x18\x02 \x01(\x0b\x32\x1f.appliance.vault.v1.ChannelKeysH\x00\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.appliance.vault.v1.FailureH\x00\x42\x08\n\x06result\"S\n\x0b\x43hannelKeys\x12\x16\n\x0e\x63\x61rd_challenge\x18\x01 \x01(\x0c\x12\r\n\x05s_enc\x18\x02 \x01(\x0c\x12\r\n\x05s_mac\x18\x03 \x01(\x0c\x12\x0e\n\x06s_rmac\x18\x04 \x01(\x0c\"G\n\x15VerifyReceiptsRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.appliance.vault.v1.ReceiptItem\"f\n\x0bReceiptItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsim_issuer\x18\x02 \x01(\t\x12\x0e\n\x06header\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\"U\n\x16VerifyReceiptsResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.appliance.vault.v1.Failure\"\x12\n\x10GetStatusRequest\"\xfb\x02\n\x11GetStatusResponse\x12\r\n\x05vault\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x13\n\x0btoken_label\x18\x03 \x01(\t\x12\x14\n\x0ctoken_serial\x18\x04 \x01(\t\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x16\n\x0equeue_capacity\x18\x06 \x01(\r\x12\x14\n\x0c\x63urrent_call\x18\x07 \x01(\t\x12!\n\x19\x63urrent_call_milliseconds\x18\x08 \x01(\x04\x12\x12\n\nitems_done\x18\t \x01(\x04\x12,\n\x08key_sets\x18\n \x03(\x0b\x32\x1a.appliance.vault.v1.KeySet\x12\x43\n\x07issuers\x18\x0b \x03(\x0b\x32\x32.appliance.vault.v1.GetStatusResponse.IssuersEntry\x1a.\n\x0cIssuersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"M\n\x06KeySet\x12\x12\n\nsim_issuer\x18\x01 \x01(\t\x12\x0b\n\x03kvn\x18\x02 \x01(\r\x12\x10\n\x08\x62ind_kcv\x18\x03 \x01(\x0c\x12\x10\n\x08\x63han_kcv\x18\x04 \x01(\x0c\x32\x88\x03\n\x0cVaultService\x12N\n\x05Issue\x12 .appliance.vault.v1.IssueRequest\x1a!.appliance.vault.v1.IssueResponse0\x01\x12\x63\n\x0cOpenChannels\x12\'.appliance.vault.v1.OpenChannelsRequest\x1a(.appliance.vault.v1.OpenChannelsResponse0\x01\x12i\n\x0eVerifyReceipts\x12).appliance.vault.v1.VerifyReceiptsRequest\x1a*.appliance.vault.v1.VerifyReceiptsResponse0\x01\x12X\n\tGetStatus\x12$.appliance.vault.v1.GetStatusRequest\x1a%.appliance.vault.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61ppliance/vault/v1/vault.proto\x12\x12\x61ppliance.vault.v1\"<\n\x0cIssueRequest\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.appliance.vault.v1.IssueItem\"\xa3\x02\n\tIssueItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsim_issuer\x18\x02 \x01(\t\x12\x0b\n\x03kvn\x18\x03 \x01(\r\x12\r\n\x05iccid\x18\x04 \x01(\x0c\x12\x12\n\napplet_aid\x18\x05 \x01(\x0c\x12\x10\n\x08key_type\x18\x06 \x01(\r\x12\x17\n\x0fpackage_counter\x18\x07 \x01(\r\x12\x17\n\x0f\x61\x63tivation_code\x18\x08 \x01(\t\x12\x0f\n\x07profile\x18\t \x01(\t\x12\x1a\n\x12\x63\x65rtificate_serial\x18\n \x01(\x0c\x12\x1b\n\x13subject_common_name\x18\x0b \x01(\t\x12\x1a\n\x12not_before_seconds\x18\x0c \x01(\x03\x12\x19\n\x11not_after_seconds\x18\r \x01(\x03\"k\n\rIssueResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\x07package\x18\x02 \x01(\x0cH\x00\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.appliance.vault.v1.FailureH\x00\x42\x08\n\x06result\"\xab\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x35\n\x05\x66\x61\x63ts\x18\x05 \x03(\x0b\x32&.appliance.vault.v1.Failure.FactsEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x13OpenChannelsRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.appliance.vault.v1.ChannelItem\"~\n\x0b\x43hannelItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsim_issuer\x18\x02 \x01(\t\x12\x0b\n\x03kvn\x18\x03 \x01(\r\x12\r\n\x05iccid\x18\x04 \x01(\x0c\x12\x18\n\x10sequence_counter\x18\x05 \x01(\r\x12\x16\n\x0ehost_challenge\x18\x06 \x01(\x0c\"\x90\x01\n\x14OpenChannelsResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x04keys\x18\x02 \x01(\x0b\x32\x1f.appliance.vault.v1.ChannelKeysH\x00\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.appliance.vault.v1.FailureH\x00\x42\x08\n\x06result\"S\n\x0b\x43hannelKeys\x12\x16\n\x0e\x63\x61rd_challenge\x18\x01 \x01(\x0c\x12\r\n\x05s_enc\x18\x02 \x01(\x0c\x12\r\n\x05s_mac\x18\x03 \x01(\x0c\x12\x0e\n\x06s_rmac\x18\x04 \x01(\x0c\"G\n\x15VerifyReceiptsRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.appliance.vault.v1.ReceiptItem\"f\n\x0bReceiptItem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsim_issuer\x18\x02 \x01(\t\x12\x0e\n\x06header\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\"U\n\x16VerifyReceiptsResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.appliance.vault.v1.Failure\"\x12\n\x10GetStatusRequest\"\xfb\x02\n\x11GetStatusResponse\x12\r\n\x05vault\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x13\n\x0btoken_label\x18\x03 \x01(\t\x12\x14\n\x0ctoken_serial\x18\x04 \x01(\t\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x16\n\x0equeue_capacity\x18\x06 \x01(\r\x12\x14\n\x0c\x63urrent_call\x18\x07 \x01(\t\x12!\n\x19\x63urrent_call_milliseconds\x18\x08 \x01(\x04\x12\x12\n\nitems_done\x18\t \x01(\x04\x12,\n\x08key_sets\x18\n \x03(\x0b\x32\x1a.appliance.vault.v1.KeySet\x12\x43\n\x07issuers\x18\x0b \x03(\x0b\x32\x32.appliance.vault.v1.GetStatusResponse.IssuersEntry\x1a.\n\x0cIssuersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"M\n\x06KeySet\x12\x12\n\nsim_issuer\x18\x01 \x01(\t\x12\x0b\n\x03kvn\x18\x02 \x01(\r\x12\x10\n\x08\x62ind_kcv\x18\x03 \x01(\x0c\x12\x10\n\x08\x63han_kcv\x18\x04 \x01(\x0c\x32\x88\x03\n\x0cVaultService\x12N\n\x05Issue\x12 .appliance.vault.v1.IssueRequest\x1a!.appliance.vault.v1.IssueResponse0\x01\x12\x63\n\x0cOpenChannels\x12\'.appliance.vault.v1.OpenChannelsRequest\x1a(.appliance.vault.v1.OpenChannelsResponse0\x01\x12i\n\x0eVerifyReceipts\x12).appliance.vault.v1.VerifyReceiptsRequest\x1a*.appliance.vault.v1.VerifyReceiptsResponse0\x01\x12X\n\tGetStatus\x12$.appliance.vault.v1.GetStatusRequest\x1a%.appliance.vault.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.vault.v1.vault_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FAILURE_FACTSENTRY']._loaded_options = None
+  _globals['_FAILURE_FACTSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATUSRESPONSE_ISSUERSENTRY']._loaded_options = None
   _globals['_GETSTATUSRESPONSE_ISSUERSENTRY']._serialized_options = b'8\001'
   _globals['_ISSUEREQUEST']._serialized_start=54
@@ -39,30 +41,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUEITEM']._serialized_end=408
   _globals['_ISSUERESPONSE']._serialized_start=410
   _globals['_ISSUERESPONSE']._serialized_end=517
-  _globals['_FAILURE']._serialized_start=519
-  _globals['_FAILURE']._serialized_end=589
-  _globals['_OPENCHANNELSREQUEST']._serialized_start=591
-  _globals['_OPENCHANNELSREQUEST']._serialized_end=660
-  _globals['_CHANNELITEM']._serialized_start=662
-  _globals['_CHANNELITEM']._serialized_end=788
-  _globals['_OPENCHANNELSRESPONSE']._serialized_start=791
-  _globals['_OPENCHANNELSRESPONSE']._serialized_end=935
-  _globals['_CHANNELKEYS']._serialized_start=937
-  _globals['_CHANNELKEYS']._serialized_end=1020
-  _globals['_VERIFYRECEIPTSREQUEST']._serialized_start=1022
-  _globals['_VERIFYRECEIPTSREQUEST']._serialized_end=1093
-  _globals['_RECEIPTITEM']._serialized_start=1095
-  _globals['_RECEIPTITEM']._serialized_end=1197
-  _globals['_VERIFYRECEIPTSRESPONSE']._serialized_start=1199
-  _globals['_VERIFYRECEIPTSRESPONSE']._serialized_end=1284
-  _globals['_GETSTATUSREQUEST']._serialized_start=1286
-  _globals['_GETSTATUSREQUEST']._serialized_end=1304
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1307
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1686
-  _globals['_GETSTATUSRESPONSE_ISSUERSENTRY']._serialized_start=1640
-  _globals['_GETSTATUSRESPONSE_ISSUERSENTRY']._serialized_end=1686
-  _globals['_KEYSET']._serialized_start=1688
-  _globals['_KEYSET']._serialized_end=1765
-  _globals['_VAULTSERVICE']._serialized_start=1768
-  _globals['_VAULTSERVICE']._serialized_end=2160
+  _globals['_FAILURE']._serialized_start=520
+  _globals['_FAILURE']._serialized_end=691
+  _globals['_FAILURE_FACTSENTRY']._serialized_start=647
+  _globals['_FAILURE_FACTSENTRY']._serialized_end=691
+  _globals['_OPENCHANNELSREQUEST']._serialized_start=693
+  _globals['_OPENCHANNELSREQUEST']._serialized_end=762
+  _globals['_CHANNELITEM']._serialized_start=764
+  _globals['_CHANNELITEM']._serialized_end=890
+  _globals['_OPENCHANNELSRESPONSE']._serialized_start=893
+  _globals['_OPENCHANNELSRESPONSE']._serialized_end=1037
+  _globals['_CHANNELKEYS']._serialized_start=1039
+  _globals['_CHANNELKEYS']._serialized_end=1122
+  _globals['_VERIFYRECEIPTSREQUEST']._serialized_start=1124
+  _globals['_VERIFYRECEIPTSREQUEST']._serialized_end=1195
+  _globals['_RECEIPTITEM']._serialized_start=1197
+  _globals['_RECEIPTITEM']._serialized_end=1299
+  _globals['_VERIFYRECEIPTSRESPONSE']._serialized_start=1301
+  _globals['_VERIFYRECEIPTSRESPONSE']._serialized_end=1386
+  _globals['_GETSTATUSREQUEST']._serialized_start=1388
+  _globals['_GETSTATUSREQUEST']._serialized_end=1406
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1409
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1788
+  _globals['_GETSTATUSRESPONSE_ISSUERSENTRY']._serialized_start=1742
+  _globals['_GETSTATUSRESPONSE_ISSUERSENTRY']._serialized_end=1788
+  _globals['_KEYSET']._serialized_start=1790
+  _globals['_KEYSET']._serialized_end=1867
+  _globals['_VAULTSERVICE']._serialized_start=1870
+  _globals['_VAULTSERVICE']._serialized_end=2262
 # @@protoc_insertion_point(module_scope)
