@@ -1,6 +1,7 @@
 """Set-up of the demo: token, masters, issuing CA, TLS identities and settings, all under one directory."""
 
 import datetime
+import json
 import os
 import secrets
 import shutil
@@ -41,20 +42,20 @@ _SETTINGS = """# Settings of the demo. hsm_config/appliance.toml of the source e
 environment = "demo"
 
 [module]
-path = "{module}"
-token_label = "{label}"
-token_serial = "{serial}"
-environment = {{ SOFTHSM2_CONF = "{softhsm_conf}" }}
+path = {module}
+token_label = {label}
+token_serial = {serial}
+environment = {{ SOFTHSM2_CONF = {softhsm_conf} }}
 
 [vault]
-socket_directory = "{sockets}"
+socket_directory = {sockets}
 count = {vaults}
 
 [front]
 listen = "127.0.0.1:{port}"
 ledger = "sqlite:///ledger.db"
 content_key_file = "content.key"
-profile = "{profile}"
+profile = {profile}
 
 [front.tls]
 certificate = "tls/server.pem"
@@ -203,21 +204,21 @@ def _write_settings(
     site: DemoSite, token: ModuleParameters, port: int, vaults: int, bind: MasterKey, chan: MasterKey
 ) -> None:
     clients = "".join(
-        _CLIENT.format(uri=uri, role=role, sim_issuers=[published.SIM_ISSUER] if role == "tsm" else [])
+        _CLIENT.format(uri=uri, role=role, sim_issuers=json.dumps([published.SIM_ISSUER] if role == "tsm" else []))
         for role, uri in CLIENTS.items()
     )
     site.settings.write_text(
         _SETTINGS.format(
-            module=token.path,
-            label=token.token_label,
-            serial=token.token_serial,
-            softhsm_conf=site.directory / "softhsm2.conf",
-            sockets=_socket_directory(site.directory),
+            module=_string(token.path),
+            label=_string(token.token_label),
+            serial=_string(token.token_serial),
+            softhsm_conf=_string(site.directory / "softhsm2.conf"),
+            sockets=_string(_socket_directory(site.directory)),
             vaults=vaults,
             port=port,
-            profile=published.PROFILE,
+            profile=_string(published.PROFILE),
             clients=clients,
-        ).replace("'", '"'),
+        ),
         encoding="utf-8",
     )
     issuers = site.directory / "sim_issuers"
@@ -246,7 +247,7 @@ def _write_profile(site: DemoSite, profile: Path, ca_label: str) -> None:
     replaced = {"ca_certificate": str(site.ca_certificate), "ca_label": ca_label, "name": published.PROFILE}
     (profiles / f"{published.PROFILE}.toml").write_text(
         "\n".join(
-            f'{key} = "{replaced[key]}"' if (key := line.partition("=")[0].strip()) in replaced else line
+            f"{key} = {_string(replaced[key])}" if (key := line.partition("=")[0].strip()) in replaced else line
             for line in lines
         )
         + "\n",
@@ -264,4 +265,9 @@ def _socket_directory(directory: Path) -> Path:
 
 
 def _inline(table: Mapping[str, str]) -> str:
-    return "{ " + ", ".join(f'{key} = "{value}"' for key, value in table.items()) + " }"
+    return "{ " + ", ".join(f"{key} = {_string(value)}" for key, value in table.items()) + " }"
+
+
+def _string(value: str | Path) -> str:
+    """A TOML basic string; JSON writes the same escapes."""
+    return json.dumps(str(value), ensure_ascii=False)

@@ -199,7 +199,8 @@ class Site:
     def log_out(self) -> None:
         """Log out whoever is logged in; a process is as a whole, and sessions stay open."""
         with self.backstage() as session:
-            assert ctypes.CDLL(MODULE).C_Logout(ctypes.c_ulong(session.handle)) == 0
+            compiled: Any = session  # its stub leaves `handle` out
+            assert ctypes.CDLL(MODULE).C_Logout(ctypes.c_ulong(compiled.handle)) == 0
 
     def replace_master(self, label: str, value: bytes, **attributes: Any) -> None:
         """Put in place of a master one of the same label with this value and other attributes than its template."""

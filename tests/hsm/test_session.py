@@ -1,7 +1,10 @@
 """The session: what ends it, that it comes back, and that neither a key nor a PIN outlives what it was for."""
 
 import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pkcs11
 import pytest
@@ -11,10 +14,13 @@ from appliance.domain.package import SimPackage
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.engine import Engine
 from appliance.hsm.making import initialise_token
+from appliance.hsm.module import TokenSession, token_fault
 from appliance.hsm.orders import ChannelOrder, ModuleParameters
 from tests.hsm.site import ICCID, ISSUER, LABEL, MODULE, PIN, Calls, Site, order, use
 
 ONE_CA = "p256-ca"
+NOW = datetime.now(UTC)
+T = TypeVar("T")
 
 
 def refused_order(engine: Engine) -> ApplianceError:
@@ -58,12 +64,30 @@ def test_issue_that_loses_its_keys_leaves_nothing_and_the_next_one_works(site: S
 
 
 def test_issue_that_loses_its_login_leaves_nothing_and_the_next_one_works(site: Site, calls: Calls) -> None:
-    """A session that cannot be logged out is not closed by the library: the module is ended instead."""
     with site.engine(profiles={ONE_CA: site.authorities[ONE_CA]}, calls=calls) as engine:
         calls.before("wrap", site.log_out)
         assert refused_order(engine).reason is Reason.TOKEN_FAULT
         assert site.session_objects() == 0
         assert engine.issue(order(profile=ONE_CA))
+
+
+class StuckModule(TokenSession):
+    """The real module, but wrapping fails and then the session does not close; a fake, as SoftHSM always logs out."""
+
+    def call(self, kind: str, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        if kind == "wrap" or (kind == "close" and function != self._library.finalize):
+            self.broken = True
+            raise token_fault(kind, pkcs11.GeneralError())
+        return super().call(kind, function, *arguments, **options)
+
+
+def test_keys_do_not_outlive_a_session_that_does_not_close(site: Site) -> None:
+    session = StuckModule(site.module, PIN, Calls())
+    with pytest.raises(ApplianceError) as fault:
+        Engine(session, (site.issuer(),), (), lambda: NOW)
+    assert (fault.value.reason, fault.value.facts["call"]) == (Reason.TOKEN_FAULT, "wrap")
+    assert not session.is_open
+    assert site.session_objects() == 0
 
 
 def test_channel_that_loses_its_session_works_again(site: Site, calls: Calls) -> None:
