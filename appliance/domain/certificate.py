@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from asn1crypto import algos, core, keys, x509
@@ -82,16 +83,16 @@ def build_tbs(
         common_name: CN of the subject.
         not_before, not_after: aware; first and last second of validity, both included.
     """
-    ca = x509.Certificate.load(issuer)
+    issued = _issued_alike(profile, issuer)
     return _tbs(
-        issuer=ca.subject,
+        issuer=issued.issuer,
         subject=_name(country_name=profile.subject_country, common_name=common_name),
-        scheme=signature_scheme(ca.public_key.dump()),
+        scheme=issued.scheme,
         spki=spki,
         serial=serial,
         not_before=not_before,
         not_after=not_after,
-        extensions=_subscriber_extensions(profile, ca.key_identifier, spki),
+        extensions=[_extension("key_identifier", key_identifier(spki)), *issued.extensions],
     )
 
 
@@ -203,12 +204,21 @@ def _time(moment: datetime) -> x509.Time:
     return x509.Time({"utc_time" if whole.year < _GENERALIZED_FROM else "general_time": whole})
 
 
-def _subscriber_extensions(profile: CertificateProfile, ca_identifier: bytes, spki: bytes) -> list[x509.Extension]:
+class _IssuedAlike(NamedTuple):
+    """What all certificates of one profile and CA share; built once, because it is most of the work."""
+
+    issuer: x509.Name
+    scheme: SignatureScheme
+    extensions: tuple[x509.Extension, ...]
+
+
+@lru_cache(maxsize=16)
+def _issued_alike(profile: CertificateProfile, issuer: bytes) -> _IssuedAlike:
+    ca = x509.Certificate.load(issuer)
     extensions = [
+        _extension("authority_key_identifier", {"key_identifier": ca.key_identifier}),
         _extension("key_usage", set(profile.key_usage), critical=True),
         _extension("certificate_policies", [_policy(profile)], critical=profile.policy_critical),
-        _extension("key_identifier", key_identifier(spki)),
-        _extension("authority_key_identifier", {"key_identifier": ca_identifier}),
     ]
     if profile.extended_key_usage:
         extensions.append(_extension("extended_key_usage", list(profile.extended_key_usage)))
@@ -222,7 +232,8 @@ def _subscriber_extensions(profile: CertificateProfile, ca_identifier: bytes, sp
     ]
     if access:
         extensions.append(_extension("authority_information_access", access))
-    return extensions
+    reloaded = tuple(x509.Extension.load(extension.dump()) for extension in extensions)
+    return _IssuedAlike(ca.subject, signature_scheme(ca.public_key.dump()), reloaded)
 
 
 def _policy(profile: CertificateProfile) -> x509.PolicyInformation:
