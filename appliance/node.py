@@ -5,7 +5,6 @@ before its vaults stop.
 """
 
 import argparse
-import getpass
 import os
 import select
 import signal
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from appliance.supervisor import FINAL, PinUnavailable, read_pin, wipe
+from appliance.supervisor import FINAL, PinUnavailable, ask_pin, read_pin, wipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pin-fd", type=int, metavar="N", help="read the PIN from this open file descriptor")
     arguments = parser.parse_args(argv)
     try:
-        pin = (
-            bytearray(getpass.getpass("PIN of the token: "), "utf-8")
-            if arguments.pin_fd is None
-            else read_pin(arguments.pin_fd)
-        )
+        pin = ask_pin() if arguments.pin_fd is None else read_pin(arguments.pin_fd)
     except PinUnavailable as error:
         sys.stderr.write(f"appliance run: {error}\n")
         return FINAL

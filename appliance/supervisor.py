@@ -62,6 +62,14 @@ def wipe(secret: bytearray) -> None:
     secret[:] = bytes(len(secret))
 
 
+def ask_pin() -> bytearray:
+    """The PIN as it is typed at the terminal, unseen; the caller wipes it."""
+    try:
+        return _checked(bytearray(getpass.getpass("PIN of the token: "), "utf-8"))
+    except EOFError:
+        raise PinUnavailable("Nobody is there to type the PIN: hand it over as --help says.") from None
+
+
 def read_pin(fd: int) -> bytearray:
     """The first line behind a descriptor, without its newline; the caller wipes it. Nothing may follow the line."""
     buffer, used = bytearray(PIN_BYTES + 2), 0
@@ -70,8 +78,14 @@ def read_pin(fd: int) -> bytearray:
             while b"\n" not in buffer and used < len(buffer) and (count := os.readv(fd, [view[used:]])):
                 used += count
         pin = buffer[:used].partition(b"\n")[0].removesuffix(b"\r")
+    except OSError as error:
+        raise PinUnavailable(f"The PIN cannot be read: {error.strerror}.") from error
     finally:
         wipe(buffer)
+    return _checked(pin)
+
+
+def _checked(pin: bytearray) -> bytearray:
     if not 0 < len(pin) <= PIN_BYTES:
         wipe(pin)
         raise PinUnavailable(f"The PIN is empty or longer than {PIN_BYTES} bytes.")
@@ -106,9 +120,9 @@ def _file_system(device: int) -> str:
 
 
 def log_to_stderr(event: str, **facts: object) -> None:
-    """One JSON line, like those of the other processes."""
+    """One JSON line, like those of the other processes; its level is "info" unless a fact says otherwise."""
     when = datetime.now(UTC).isoformat()
-    record = {"service": "supervisor", "event": event, **facts, "level": "info", "timestamp": when}
+    record = {"service": "supervisor", "event": event, "level": "info", **facts, "timestamp": when}
     sys.stderr.write(json.dumps(record) + "\n")
     sys.stderr.flush()
 
@@ -228,7 +242,7 @@ class Supervisor:
                 process_group=0,
             )
         except OSError as error:
-            self.log("vault not started", slot=slot.number, error=error.strerror)
+            self.log("vault not started", level="error", slot=slot.number, error=error.strerror)
             slot.put_off()
             return
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 (for the type checker)
@@ -284,7 +298,7 @@ class Supervisor:
             self._stop_by = now + self.stop_seconds  # as in `_kill`
 
     def _kill(self, slot: _Slot, vault: _Vault, why: str) -> None:
-        self.log("vault killed", slot=slot.number, generation=vault.generation, why=why)
+        self.log("vault killed", level="warning", slot=slot.number, generation=vault.generation, why=why)
         os.killpg(vault.process.pid, signal.SIGKILL)
         vault.heard = time.monotonic()  # the kernel may need a while; not again at once
 
@@ -303,7 +317,8 @@ class Supervisor:
         may_have_spent_a_try = not self._logged_in and code != RETRY and vault.ended_in in {None, LOGIN}
         if (code == FINAL or may_have_spent_a_try) and not self._final:
             self._final = True
-            self.log("no vault will be started again: see the vault's log, then start the service anew", code=code)
+            advice = "no vault will be started again: see the vault's log, then start the service anew"
+            self.log(advice, level="error", code=code)
         if not vault.ready:
             slot.put_off()
 
@@ -342,7 +357,7 @@ def _python(module: str, config: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`appliance vaults`: asks for the PIN and keeps the vaults running until SIGTERM or SIGINT."""
+    """Ask for the PIN and keep the vaults running until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="appliance vaults", description=main.__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the appliance's settings, appliance.toml")
     source = parser.add_mutually_exclusive_group()
@@ -359,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pin = read_pin(arguments.pin_fd)
             os.close(arguments.pin_fd)
         else:
-            pin = bytearray(getpass.getpass("PIN of the token: "), "utf-8")
+            pin = ask_pin()
     except PinUnavailable as error:
         sys.stderr.write(f"appliance vaults: {error}\n")
         return FINAL

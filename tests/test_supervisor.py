@@ -19,6 +19,7 @@ from appliance import supervisor
 from appliance.supervisor import FINAL, OTHER, RETRY, PinUnavailable, Supervisor, read_pin, read_pin_file
 
 PIN = b"do-not-log-7319"
+PROMPT = "PIN of the token: "
 WAIT = 30.0  # seconds until a test gives up on an event
 
 # Every child: the first line is the PIN; `say` writes a status line; `until_eof` waits for the lifeline's end.
@@ -358,6 +359,26 @@ def test_a_pin_is_one_line(given: bytes, pin: bytes) -> None:
 def test_an_empty_or_endless_pin_is_refused(given: bytes) -> None:
     with pytest.raises(PinUnavailable, match="255"):
         from_pipe(given)
+
+
+def test_a_descriptor_that_is_not_open_gives_no_pin() -> None:
+    with pytest.raises(PinUnavailable, match="Bad file descriptor"):
+        read_pin(-1)
+
+
+@pytest.mark.parametrize(("typed", "told"), [(b"\n", "The PIN is empty"), (b"\x04", "Nobody is there")])
+def test_a_terminal_at_which_no_pin_is_typed_gives_none(typed: bytes, told: str) -> None:
+    ours, theirs = os.openpty()
+    code = "from appliance.supervisor import ask_pin; ask_pin()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as asking:
+        assert asking.stderr is not None
+        assert asking.stderr.read(len(PROMPT)) == PROMPT  # what is typed before it is thrown away
+        os.write(ours, typed)
+        assert f"PinUnavailable: {told}" in asking.stderr.read()
+    os.close(ours)
+    os.close(theirs)
 
 
 def from_pipe(given: bytes) -> bytes:

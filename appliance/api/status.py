@@ -13,7 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from appliance.errors import REASONS, ApplianceError, Reason
+from appliance.errors import REASONS, ApplianceError
 
 DOMAIN = "appliance"
 _HINT = "hint"  # cannot be a fact: it is a parameter of ApplianceError
@@ -32,7 +32,7 @@ class ParsedError(NamedTuple):
 
 
 def to_status(error: ApplianceError) -> Status:
-    """The wire form of an error: also the form of one failed item of a batch."""
+    """The wire form of an error."""
     rule = REASONS[error.reason]
     status = Status(code=code_pb2.Code.Value(rule.code), message=error.detail)
     metadata = {name: str(value) for name, value in error.facts.items()} | {_HINT: error.hint}
@@ -45,14 +45,6 @@ def to_status(error: ApplianceError) -> Status:
         delay.FromNanoseconds(round(rule.retry_seconds * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     return status
-
-
-def from_status(status: Status) -> ApplianceError:
-    """The error that `to_status` wrote; a status of any other origin becomes INTERNAL with its code as a fact."""
-    parsed = parse_status(status)
-    if parsed.reason not in Reason.__members__:
-        return ApplianceError(Reason.INTERNAL, parsed.detail, hint="See the log of the part called.", code=parsed.code)
-    return ApplianceError(Reason(parsed.reason), parsed.detail, hint=parsed.hint, field=parsed.field, **parsed.metadata)
 
 
 def parse_status(status: Status) -> ParsedError:

@@ -1,4 +1,4 @@
-"""`appliance demo`: set up a throwaway appliance, or run the whole path on one."""
+"""`appliance demo`: set up a throwaway appliance, or set one up and play the whole path on it."""
 
 import argparse
 import asyncio
@@ -20,7 +20,7 @@ from appliance.demo.run import play_all
 from appliance.demo.setup import DemoSite, set_up
 from appliance.errors import ApplianceError, Reason
 
-DEFAULT_PROFILE = Path("hsm_config/profiles/jpki-user-authentication.toml")
+DEFAULT_PROFILE = Path(__file__).parents[2] / "hsm_config/profiles/jpki-user-authentication.toml"
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
 TABLE_WIDTH = 110
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; answers its exit status."""
     parser = argparse.ArgumentParser(
         prog="appliance demo",
-        description=__doc__,
+        description="Set up a throwaway appliance, or set one up and play the whole path on it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=("run", "set-up"), help="set up and play everything, or only set up")
     parser.add_argument("directory", type=Path, help="where the demo's files go")
-    parser.add_argument("--profile", type=Path, default=DEFAULT_PROFILE, help="certificate profile (%(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="of the API on loopback (0: a free one)")
+    parser.add_argument("--profile", type=Path, default=DEFAULT_PROFILE, help="certificate profile (hsm_config's)")
+    parser.add_argument("--port", type=int, default=0, help="of the API on loopback (a free one, see appliance.toml)")
     parser.add_argument("--vaults", type=int, default=2, help="vault processes (%(default)s)")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the appliance is stopped too

@@ -138,20 +138,36 @@ def set_up(directory: Path, profile: Path, *, port: int, vaults: int = 2, module
         module: SoftHSM's PKCS#11 module.
 
     Raises:
-        ApplianceError: SETTINGS_INVALID where the directory is not a demo's; what the token says.
+        ApplianceError: SETTINGS_INVALID where the directory is not a demo's or there is no such profile; what the
+            token says.
     """
     site = DemoSite(directory.absolute())
+    profile_text, ca_label = _read_profile(profile)
     _clear(site.directory)
     token = _make_token_directory(site.directory, module)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    bind, chan, ca_label = _make_keys(site, token, profile, now)
+    bind, chan = _make_keys(site, token, ca_label, now)
     make_identities(site.directory / "tls", CLIENTS, now)
     content_key = site.directory / "content.key"
     content_key.touch(mode=0o600)
     content_key.write_bytes(secrets.token_bytes(32))
     _write_settings(site, token, port, vaults, bind, chan)
-    _write_profile(site, profile, ca_label)
+    _write_profile(site, profile_text)
     return site
+
+
+def _read_profile(path: Path) -> tuple[str, str]:
+    """A profile's settings file and the label of its CA's key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, str(tomllib.loads(text)["ca_label"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ApplianceError(
+            Reason.SETTINGS_INVALID,
+            f"{path} is not a certificate profile that can be read.",
+            hint="Name one with --profile, such as those of hsm_config/profiles in the source.",
+            field="profile",
+        ) from error
 
 
 def _clear(directory: Path) -> None:
@@ -179,9 +195,8 @@ def _make_token_directory(directory: Path, module: Path) -> ModuleParameters:
 
 
 def _make_keys(
-    site: DemoSite, token: ModuleParameters, profile: Path, now: datetime.datetime
-) -> tuple[MasterKey, MasterKey, str]:
-    ca_label = str(tomllib.loads(profile.read_text(encoding="utf-8"))["ca_label"])
+    site: DemoSite, token: ModuleParameters, ca_label: str, now: datetime.datetime
+) -> tuple[MasterKey, MasterKey]:
     session = TokenSession(token, published.PIN, lambda _: None)
     try:
         bind, chan = form_masters(
@@ -197,7 +212,7 @@ def _make_keys(
     finally:
         session.close()
     site.ca_certificate.write_bytes(x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM))
-    return bind, chan, ca_label
+    return bind, chan
 
 
 def _write_settings(
@@ -240,19 +255,16 @@ def _write_settings(
     )
 
 
-def _write_profile(site: DemoSite, profile: Path, ca_label: str) -> None:
+def _write_profile(site: DemoSite, text: str) -> None:
+    """The profile under the demo's name, with the demo's CA."""
     profiles = site.directory / "profiles"
     profiles.mkdir()
-    lines = profile.read_text(encoding="utf-8").splitlines()
-    replaced = {"ca_certificate": str(site.ca_certificate), "ca_label": ca_label, "name": published.PROFILE}
-    (profiles / f"{published.PROFILE}.toml").write_text(
-        "\n".join(
-            f"{key} = {_string(replaced[key])}" if (key := line.partition("=")[0].strip()) in replaced else line
-            for line in lines
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    replaced = {"name": published.PROFILE, "ca_certificate": str(site.ca_certificate)}
+    lines = [
+        f"{key} = {_string(replaced[key])}" if (key := line.partition("=")[0].strip()) in replaced else line
+        for line in text.splitlines()
+    ]
+    (profiles / f"{published.PROFILE}.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _socket_directory(directory: Path) -> Path:

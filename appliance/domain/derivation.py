@@ -11,6 +11,7 @@ BLOCK: Final = 16
 KDD_LENGTH: Final = 10
 SEQUENCE_COUNTER_LENGTH: Final = 3
 MAX_SEQUENCE_COUNTER: Final = 0xFFFFFF
+"""3 bytes (GPC Amendment D, 6.2.2.1)."""
 
 # Constants of KDF3 (sim-package.md, Keys). Those of the channel are GlobalPlatform's, those of the binding lie outside.
 CHANNEL_ENC: Final = 0x01
@@ -89,7 +90,7 @@ def ecb_input(blocks: Iterable[bytes], k1: bytes) -> bytes:
     """The plaintext whose AES-ECB encryption is the joined CMACs of `blocks`, each exactly 16 bytes.
 
     The CMAC of one whole block is `AES(K, block xor K1)` (RFC 4493, 2.4), so a token without an AES-CMAC derivation
-    gives the same key with CKM_AES_ECB_ENCRYPT_DATA (pkcs11.md).
+    gives the same key with CKM_AES_ECB_ENCRYPT_DATA.
     """
     masked = bytearray()
     for block in blocks:

@@ -104,7 +104,7 @@ def not_ready(state: State) -> ApplianceError:
 def next_counter(last: int, now: datetime) -> int:
     """The package counter of a new attempt for one SIM: higher than `last` (0: none yet), and no lower than the clock.
 
-    The clock makes a ledger that was restored from a backup repeat none (architecture.md, Reserve, attempt, act,
+    The clock makes a ledger that was restored from a backup repeat none (ARCHITECTURE.md, Reserve, attempt, act,
     record).
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from appliance.apdu.scp03 import Mode
 from appliance.apdu.script import Channel, Script, render
+from appliance.domain.derivation import MAX_SEQUENCE_COUNTER
 from appliance.domain.issuance import IssuanceRecord, Move, next_state, not_found
 from appliance.domain.keyset import SimIssuer
 from appliance.domain.receipt import split_receipt
@@ -17,8 +18,6 @@ from appliance.errors import ApplianceError, Reason
 from appliance.issuing.vaults import VaultLost, Vaults
 from appliance.ledger import Ledger
 
-MAX_SEQUENCE_COUNTER: Final = 0xFFFFFF
-"""3 bytes (GPC Amendment D, 6.2.2.1)."""
 MAX_LOST: Final = 3
 """Vaults that may die over one call, as for an issuance."""
 

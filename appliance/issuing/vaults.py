@@ -345,8 +345,7 @@ async def _only(call: AsyncIterable[Response]) -> Response:
     if len(responses) != 1:
         raise VaultLost
     if responses[0].HasField("failure"):
-        failure = responses[0].failure
-        raise _refusal(failure)
+        raise _refusal(responses[0].failure)
     return responses[0]
 
 

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 @contextmanager
 def _opened(url: str) -> Iterator[Connection]:
     database.require_schema(url)
-    engine = database.connect(url)
+    engine = database.connect(url, read_only=True)
     try:
         with database.translated_errors(), engine.connect() as connection:
             yield connection

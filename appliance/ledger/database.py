@@ -5,7 +5,7 @@ is overwritten: secure_delete in the file, `truncate_wal` behind it, and no temp
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ _HINTS = {
 }
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, *, read_only: bool = False) -> Engine:
     """An engine whose connections are set up; a connection with the option `writes` takes the write lock at once.
 
-    Statements' parameters never stand in errors: they hold personal data.
+    Statements' parameters never stand in errors: they hold personal data. With `read_only` not a byte of the file
+    changes, which is what one wants of a backup.
     """
     engine = create_engine(url, hide_parameters=True, pool_size=5)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "connect", _set_up_to_read if read_only else _set_up_to_write)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -118,7 +119,7 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
-        raise translated(error) from error
+        raise translated(error)  # noqa: B904 it carries its cause
     except OSError as error:
         raise ApplianceError(
             Reason.LEDGER_UNAVAILABLE,
@@ -136,13 +137,13 @@ def translated(error: SQLAlchemyError | sqlite3.Error) -> ApplianceError:
     """LEDGER_UNAVAILABLE for an outage, with the driver's name for it; INTERNAL for a refused statement, a defect."""
     origin = getattr(error, "orig", None) or error
     name = origin.sqlite_errorname if isinstance(origin, sqlite3.Error) else type(origin).__name__
-    if not is_outage(error):
-        return ApplianceError(Reason.INTERNAL, f"The database refused a statement ({name}).", hint="See the log.")
-    return ApplianceError(
-        Reason.LEDGER_UNAVAILABLE,
-        f"The ledger could not commit or read ({name}).",
-        hint=_HINTS.get(name, "Repeat the call; it is safe."),
-    )
+    if is_outage(error):
+        hint = _HINTS.get(name, "Repeat the call; it is safe.")
+        told = ApplianceError(Reason.LEDGER_UNAVAILABLE, f"The ledger could not commit or read ({name}).", hint=hint)
+    else:
+        told = ApplianceError(Reason.INTERNAL, f"The database refused a statement ({name}).", hint="See the log.")
+    told.__cause__ = error
+    return told
 
 
 def closed() -> ApplianceError:
@@ -167,7 +168,7 @@ def _mismatch(found: str | None) -> ApplianceError:
 
 
 def _revision(url: str) -> str | None:
-    engine = connect(url)
+    engine = connect(url, read_only=True)
     try:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
@@ -175,11 +176,18 @@ def _revision(url: str) -> str | None:
         engine.dispose()
 
 
-def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+def _set_up_to_write(connection: sqlite3.Connection, _record: Any) -> None:
+    _set_up(connection, _PRAGMAS)
+
+
+def _set_up_to_read(connection: sqlite3.Connection, _record: Any) -> None:
+    _set_up(connection, ("query_only=ON",))
+
+
+def _set_up(connection: sqlite3.Connection, pragmas: Sequence[str]) -> None:
     # The driver's own transaction control is off: it would begin late and deferred.
     connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
-    for pragma in _PRAGMAS:
+    for pragma in (f"busy_timeout={BUSY_SECONDS * 1000}", *pragmas):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from appliance.domain.issuance import Attempt, IssuanceRecord, State
 from appliance.domain.request import IssueOrder
@@ -51,9 +51,9 @@ class Ledger:
     runs in the committer's thread, must be quick, and is given no package: what is kept for ever may not hold one.
     """
 
-    def __init__(self, url: str, clock: Callable[[], datetime]) -> None:
-        self._engine = database.connect(url)
-        self._committer = Committer(self._engine, clock)
+    def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
+        self._engine = engine
+        self._committer = Committer(engine, clock)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-reader")
 
     @classmethod
@@ -68,7 +68,11 @@ class Ledger:
             ApplianceError: LEDGER_SCHEMA_MISMATCH, or LEDGER_UNAVAILABLE.
         """
         database.require_schema(url)
-        return cls(url, clock)
+        with database.translated_errors():
+            engine = database.connect(url)
+            # A restored backup gets its write-ahead log now, while nobody else is connected.
+            engine.connect().close()
+        return cls(engine, clock)
 
     def close(self) -> None:
         """Finishes the queued work and closes the database; later calls raise LEDGER_UNAVAILABLE."""

@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         supervisor.wipe(pin)
     if error is not None:
-        logs.get().error("vault cannot go on", reason=error.reason, detail=error.detail, hint=error.hint)
+        told = {"reason": error.reason, "field": error.field, "detail": error.detail, "hint": error.hint}
+        logs.get().error("vault cannot go on", **told)
     return exit_code(error)
 
 

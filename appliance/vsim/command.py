@@ -1,7 +1,4 @@
-"""`appliance vsim`: a virtual SIM for TSM developers, as a command.
-
-Exit codes: 0 done, 1 the SIM refused, 2 the input cannot be used. PIN and code come from prompt or stdin, never argv.
-"""
+"""`appliance vsim`: a virtual SIM for TSM developers. PIN and code come by prompt or on stdin, never in argv."""
 
 import argparse
 import getpass
@@ -44,6 +41,7 @@ examples:
   appliance vsim serve --state sim.json                 # pcscd with vpcd is running; then: pkcs11-tool, scriptor
 
 The state file holds the SIM's keys, as the chip would. One program at a time may use it.
+Exit status: 0 done, 1 the SIM refused, 2 the input cannot be used.
 """
 
 
@@ -71,36 +69,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    new = commands.add_parser("new", help="make a state file from an ICCID and a key set")
+    def command(name: str, purpose: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        made.add_argument("--state", required=True, type=Path, metavar="FILE", help="the SIM's memory (JSON)")
+        return made
+
+    new = command("new", "make a state file from an ICCID and a key set")
     new.add_argument("--iccid", required=True, metavar="DIGITS", help="19 or 20 digits with a right check digit")
     new.add_argument("--masters", required=True, type=Path, metavar="TOML", help="see appliance vsim --help")
     new.add_argument("--channel-kdd", type=bytes.fromhex, metavar="HEX", help="10 bytes, if not the EF.ICCID coding")
     new.add_argument("--ca-certificate", type=Path, metavar="DER", help="content of EF 000B, else empty")
     new.set_defaults(run=_new)
 
-    serve = commands.add_parser("serve", help="be the card in vpcd's reader until it goes away")
+    serve = command("serve", "be the card in vpcd's reader until it goes away")
     serve.add_argument("--host", default="127.0.0.1", help="where vpcd listens (%(default)s)")
-    serve.add_argument("--port", type=int, default=vpcd.PORT, help="(%(default)s)")
+    serve.add_argument("--port", type=int, default=vpcd.PORT, help="vpcd's port (%(default)s)")
     serve.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="how long to wait for vpcd")
     serve.set_defaults(run=_serve)
 
-    play = commands.add_parser("play", help="play a script, one hex APDU a line; stops at the first status not 9000")
-    play.add_argument("script", type=Path, metavar="SCRIPT.txt")
+    play = command("play", "play a script, one hex APDU a line; stops at the first status not 9000")
+    play.add_argument("script", type=Path, metavar="SCRIPT.txt", help="FetchScript's text, or one written by hand")
     play.set_defaults(run=_play)
 
-    show = commands.add_parser("show", help="tell what the SIM holds, without secrets")
+    show = command("show", "tell what the SIM holds, without secrets")
     show.set_defaults(run=_show)
 
-    set_pin = commands.add_parser("set-pin", help="set the PIN, once; code and PIN by prompt or two lines on stdin")
+    set_pin = command("set-pin", "set the PIN, once; code and PIN by prompt or two lines on stdin")
     set_pin.set_defaults(run=_set_pin)
 
-    sign = commands.add_parser("sign", help="sign a file with the authentication key; PIN by prompt or on stdin")
+    sign = command("sign", "sign a file with the authentication key; PIN by prompt or on stdin")
     sign.add_argument("--in", dest="message", required=True, type=Path, metavar="FILE", help="what to sign")
-    sign.add_argument("--out", dest="signature", required=True, type=Path, metavar="FILE", help="for openssl dgst")
+    sign.add_argument("--out", dest="signature", required=True, type=Path, metavar="FILE", help="the signature's file")
     sign.set_defaults(run=_sign)
-
-    for command in (new, serve, play, show, set_pin, sign):
-        command.add_argument("--state", required=True, type=Path, metavar="FILE", help="the SIM's memory (JSON)")
     return parser
 
 
@@ -115,8 +115,13 @@ def _new(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     sim = VirtualSim.load(arguments.state)
-    with vpcd.connect(arguments.host, arguments.port, arguments.wait) as reader:
-        print(f"in the reader at {arguments.host}:{arguments.port}", flush=True)
+    where = f"{arguments.host}:{arguments.port}"
+    try:
+        reader = vpcd.connect(arguments.host, arguments.port, arguments.wait)
+    except OSError as error:
+        raise ValueError(f"no reader at {where} ({error.strerror}): start pcscd with vpcd, or give --wait") from error
+    with reader:
+        print(f"in the reader at {where}", flush=True)
         vpcd.attend(sim, reader)
     return 0
 

@@ -10,9 +10,8 @@ JPKI_AID = bytes.fromhex("D392F000260100000001")
 # "SSPSO" behind the RID of GlobalPlatform: the supplementary security domain of these virtual SIMs.
 DEFAULT_SSD_AID = bytes.fromhex("A0000001515350534F")
 DEFAULT_I = 0x70  # pseudo-random card challenge, R-MAC, R-ENC, S8
-I_PARAMETERS = frozenset(
-    {0x10, 0x30, 0x70, 0x11, 0x31, 0x71}
-)  # Amendment D 5.1, those with the pseudo-random challenge
+# Amendment D 5.1: those with the pseudo-random challenge.
+I_PARAMETERS = frozenset({0x10, 0x30, 0x70, 0x11, 0x31, 0x71})
 KEY_BITS = (128, 192, 256)
 
 

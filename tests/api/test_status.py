@@ -10,7 +10,7 @@ from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from appliance.api.status import DOMAIN, abort, from_status, parse, to_status
+from appliance.api.status import DOMAIN, abort, parse, parse_status, to_status
 from appliance.errors import REASONS, ApplianceError, Reason
 
 ERROR = ApplianceError(
@@ -22,11 +22,11 @@ ERROR = ApplianceError(
 def test_every_reason_survives_the_wire(reason: Reason) -> None:
     error = ApplianceError(reason, "What.", hint="How.", field="a.b", fact="x")
     status = Status.FromString(to_status(error).SerializeToString())
-    again = from_status(status)
-    assert (again.reason, again.detail, again.hint, again.field, again.facts) == (
+    again = parse_status(status)
+    assert (again.reason, again.detail, again.hint, again.field, again.metadata) == (
         reason, "What.", "How.", "a.b", {"fact": "x"},
     )  # fmt: skip
-    assert code_pb2.Code.Name(status.code) == REASONS[reason].code
+    assert again.code == REASONS[reason].code
     assert sum(detail.Is(ErrorInfo.DESCRIPTOR) for detail in status.details) == 1
     retries = [detail for detail in status.details if detail.Is(RetryInfo.DESCRIPTOR)]
     assert len(retries) == (1 if REASONS[reason].retry_seconds else 0)
@@ -40,9 +40,9 @@ def test_bad_request_stands_only_where_a_field_is_at_fault() -> None:
     assert not has_bad_request(ApplianceError(Reason.INTERNAL, "x", hint="y"))
 
 
-def test_a_status_of_another_origin_becomes_internal() -> None:
-    error = from_status(Status(code=code_pb2.NOT_FOUND, message="no such bucket"))
-    assert (error.reason, error.facts) == (Reason.INTERNAL, {"code": "NOT_FOUND"})
+def test_a_status_of_another_origin_has_no_reason() -> None:
+    parsed = parse_status(Status(code=code_pb2.NOT_FOUND, message="no such bucket"))
+    assert (parsed.code, parsed.reason, parsed.detail) == ("NOT_FOUND", "", "no such bucket")
 
 
 class Refusing(grpc.GenericRpcHandler):

@@ -86,6 +86,18 @@ async def test_backup_holds_no_key_that_was_erased_before_it(ledger: Ledger, url
     assert waiting.wrapped in stored
 
 
+def test_looking_at_a_backup_changes_no_byte_of_it(url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    backup(url, copy)
+    before = copy.read_bytes()
+    copy.chmod(0o400)
+    assert main(["check", "--url", f"sqlite:///{copy}"]) == 0
+    assert main(["status", "--url", f"sqlite:///{copy}"]) == 0
+    assert copy.read_bytes() == before
+    assert before[18:20] == b"\x01\x01", "the file format's version without a write-ahead log (fileformat2.html, 1.3)"
+    assert not copy.with_name("copy.db-wal").exists()
+
+
 def test_backup_writes_over_nothing(url: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     copy.write_text("precious")
