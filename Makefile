@@ -1,6 +1,6 @@
 # Two commands for a newcomer on Debian 12: `make demo` and `make test`. Each installs what it lacks and can be repeated.
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint types stubs clean packages-demo packages-test
+.PHONY: help demo test bench stubs clean packages-demo packages-test
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 VENV := .venv

@@ -19,7 +19,7 @@ COMMANDS = {
     "run": Command("appliance.node", "start vaults and front together as one user (demo and tests)"),
     "vaults": Command("appliance.supervisor", "ask for the PIN and keep the vault processes running"),
     "serve": Command("appliance.server.main", "serve the public API (the front: no PIN, no PKCS#11)"),
-    "ledger": Command("appliance.ledger.command", "migrate, check and back up the ledger"),
+    "ledger": Command("appliance.ledger.command", "make or migrate the ledger, look at it, check it, back it up"),
     "vsim": Command("appliance.vsim.command", "a virtual SIM: personalise, play scripts, sign, attach to pcscd"),
     "demo": Command("appliance.demo.command", "make a throwaway appliance and play the whole path on it"),
 }
@@ -37,7 +37,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "'appliance COMMAND --help' explains a command. Settings are described in hsm_config/README.md.",
+            "'appliance COMMAND --help' explains a command. README.md and hsm_config/README.md tell the rest.",
         ]
     )
 

@@ -276,7 +276,7 @@ def _read(path: Path, kind: type[_T], base: Path) -> _T:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(
-            where, f"The file cannot be read: {error.strerror}.", "Check --config and the mode."
+            where, f"{path} cannot be read: {error.strerror}.", "Check --config and the file's mode."
         ) from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise SettingError(where, f"The file is not TOML: {error}.", "Correct the line that is named.") from error

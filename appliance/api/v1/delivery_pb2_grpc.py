@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DeliveryServiceStub:
-    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves.
+    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves. Errors are told as
+    IssuanceService says.
     """
 
     def __init__(self, channel):
@@ -48,14 +49,15 @@ class DeliveryServiceStub:
 
 
 class DeliveryServiceServicer:
-    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves.
+    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves. Errors are told as
+    IssuanceService says.
     """
 
     def FetchScript(self, request, context):
         """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
         The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
         Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-        REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+        KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,8 +66,8 @@ class DeliveryServiceServicer:
     def ReportReceipt(self, request, context):
         """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
         succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
-        ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-        TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+        ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
+        VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +95,8 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeliveryService:
-    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves.
+    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves. Errors are told as
+    IssuanceService says.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeliveryServiceStub:
-    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves."""
+    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves. Errors are told as
+    IssuanceService says.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,35 +39,39 @@ class DeliveryServiceStub:
     """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
     The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
     Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-    REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+    KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
     ReportReceipt: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ReportReceiptRequest, _delivery_pb2.ReportReceiptResponse]
     """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
     succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
-    ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-    TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+    ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
+    VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
 
 @_typing.type_check_only
 class DeliveryServiceAsyncStub(DeliveryServiceStub):
-    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves."""
+    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves. Errors are told as
+    IssuanceService says.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FetchScript: _aio.UnaryUnaryMultiCallable[_delivery_pb2.FetchScriptRequest, _delivery_pb2.FetchScriptResponse]  # type: ignore[assignment]
     """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
     The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
     Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-    REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+    KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
     ReportReceipt: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ReportReceiptRequest, _delivery_pb2.ReportReceiptResponse]  # type: ignore[assignment]
     """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
     succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
-    ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-    TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+    ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
+    VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
 
 class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves."""
+    """For Trusted Service Managers. Role: tsm; a TSM sees only deliveries of the SIM issuers it serves. Errors are told as
+    IssuanceService says.
+    """
 
     @_abc_1.abstractmethod
     def FetchScript(
@@ -76,7 +82,7 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
         The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
         Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-        REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+        KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
 
     @_abc_1.abstractmethod
@@ -87,8 +93,8 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_delivery_pb2.ReportReceiptResponse, _abc.Awaitable[_delivery_pb2.ReportReceiptResponse]]:
         """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
         succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
-        ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-        TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+        ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
+        VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
 
 def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -123,7 +123,7 @@ class CardCertificate(_message.Message):
     """Required. The serial number, 1 to 20 bytes, big-endian, without leading zeros."""
     @_builtins.property
     def not_after(self) -> _timestamp_pb2.Timestamp:
-        """Required. Its end of validity; the new certificate ends no later."""
+        """Required. Its end of validity, at least a day ahead; the new certificate ends no later."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class IssueRequest(_message.Message):
     KEY_TYPE_FIELD_NUMBER: _builtins.int
     ACTIVATION_CODE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Required. A UUID of the client's choice, 36 characters; names this request for ever."""
+    """Required. A UUID of the client's choice, 36 characters in lower case; names this request for ever."""
     validate_only: _builtins.bool
     """Do the whole validation, touch no HSM and store nothing."""
     person_id: _builtins.str
@@ -180,7 +180,7 @@ class IssueRequest(_message.Message):
     """Required. 8 to 16 digits or capital letters that reach the applicant on another way than the TSM. Never stored."""
     @_builtins.property
     def not_after(self) -> _timestamp_pb2.Timestamp:
-        """Required. The wished end of validity; the profile and the card certificate cap it."""
+        """Required. The wished end of validity, at least a day ahead; the profile and the card certificate cap it."""
 
     @_builtins.property
     def card_certificate(self) -> Global___CardCertificate:

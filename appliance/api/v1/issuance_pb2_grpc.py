@@ -30,6 +30,8 @@ class IssuanceServiceStub:
 
     Every error carries one google.rpc.ErrorInfo (domain "appliance", a reason of ErrorReason), google.rpc.BadRequest
     with the field's path where the input is at fault, and google.rpc.RetryInfo where the same call can succeed later.
+    Besides those that it names, every method of every service can give CLIENT_IDENTITY_INVALID, ROLE_NOT_ALLOWED,
+    MESSAGE_TOO_LARGE, NODE_BUSY, DRAINING, LEDGER_UNAVAILABLE, INTERNAL, and FIELD_INVALID for bytes that are no message.
     """
 
     def __init__(self, channel):
@@ -65,6 +67,8 @@ class IssuanceServiceServicer:
 
     Every error carries one google.rpc.ErrorInfo (domain "appliance", a reason of ErrorReason), google.rpc.BadRequest
     with the field's path where the input is at fault, and google.rpc.RetryInfo where the same call can succeed later.
+    Besides those that it names, every method of every service can give CLIENT_IDENTITY_INVALID, ROLE_NOT_ALLOWED,
+    MESSAGE_TOO_LARGE, NODE_BUSY, DRAINING, LEDGER_UNAVAILABLE, INTERNAL, and FIELD_INVALID for bytes that are no message.
     """
 
     def Issue(self, request, context):
@@ -72,16 +76,18 @@ class IssuanceServiceServicer:
 
         The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
         was cut off is completed by repeating it.
-        Errors: each *_INVALID reason, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE, CERTIFICATE_REFUSED,
-        PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-        TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+        Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
+        KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
+        CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
+        DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetIssuance(self, request, context):
-        """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, ISSUANCE_NOT_FOUND.
+        """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, FIELD_INVALID,
+        ISSUANCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,6 +145,8 @@ class IssuanceService:
 
     Every error carries one google.rpc.ErrorInfo (domain "appliance", a reason of ErrorReason), google.rpc.BadRequest
     with the field's path where the input is at fault, and google.rpc.RetryInfo where the same call can succeed later.
+    Besides those that it names, every method of every service can give CLIENT_IDENTITY_INVALID, ROLE_NOT_ALLOWED,
+    MESSAGE_TOO_LARGE, NODE_BUSY, DRAINING, LEDGER_UNAVAILABLE, INTERNAL, and FIELD_INVALID for bytes that are no message.
     """
 
     @staticmethod

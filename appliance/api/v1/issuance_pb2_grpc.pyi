@@ -31,6 +31,8 @@ class IssuanceServiceStub:
 
     Every error carries one google.rpc.ErrorInfo (domain "appliance", a reason of ErrorReason), google.rpc.BadRequest
     with the field's path where the input is at fault, and google.rpc.RetryInfo where the same call can succeed later.
+    Besides those that it names, every method of every service can give CLIENT_IDENTITY_INVALID, ROLE_NOT_ALLOWED,
+    MESSAGE_TOO_LARGE, NODE_BUSY, DRAINING, LEDGER_UNAVAILABLE, INTERNAL, and FIELD_INVALID for bytes that are no message.
     """
 
     @_typing.overload
@@ -42,12 +44,15 @@ class IssuanceServiceStub:
 
     The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
     was cut off is completed by repeating it.
-    Errors: each *_INVALID reason, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE, CERTIFICATE_REFUSED,
-    PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-    TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+    Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
+    KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
+    CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
+    DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
     GetIssuance: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.GetIssuanceRequest, _issuance_pb2.GetIssuanceResponse]
-    """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, ISSUANCE_NOT_FOUND."""
+    """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, FIELD_INVALID,
+    ISSUANCE_NOT_FOUND.
+    """
     ListIssuances: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.ListIssuancesRequest, _issuance_pb2.ListIssuancesResponse]
     """Lists issuances, oldest first, by pages (AIP-158). Role: issuer. Errors: FIELD_INVALID, PAGE_TOKEN_INVALID."""
     Abandon: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.AbandonRequest, _issuance_pb2.AbandonResponse]
@@ -62,6 +67,8 @@ class IssuanceServiceAsyncStub(IssuanceServiceStub):
 
     Every error carries one google.rpc.ErrorInfo (domain "appliance", a reason of ErrorReason), google.rpc.BadRequest
     with the field's path where the input is at fault, and google.rpc.RetryInfo where the same call can succeed later.
+    Besides those that it names, every method of every service can give CLIENT_IDENTITY_INVALID, ROLE_NOT_ALLOWED,
+    MESSAGE_TOO_LARGE, NODE_BUSY, DRAINING, LEDGER_UNAVAILABLE, INTERNAL, and FIELD_INVALID for bytes that are no message.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,12 +77,15 @@ class IssuanceServiceAsyncStub(IssuanceServiceStub):
 
     The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
     was cut off is completed by repeating it.
-    Errors: each *_INVALID reason, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE, CERTIFICATE_REFUSED,
-    PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-    TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+    Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
+    KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
+    CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
+    DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
     GetIssuance: _aio.UnaryUnaryMultiCallable[_issuance_pb2.GetIssuanceRequest, _issuance_pb2.GetIssuanceResponse]  # type: ignore[assignment]
-    """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, ISSUANCE_NOT_FOUND."""
+    """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, FIELD_INVALID,
+    ISSUANCE_NOT_FOUND.
+    """
     ListIssuances: _aio.UnaryUnaryMultiCallable[_issuance_pb2.ListIssuancesRequest, _issuance_pb2.ListIssuancesResponse]  # type: ignore[assignment]
     """Lists issuances, oldest first, by pages (AIP-158). Role: issuer. Errors: FIELD_INVALID, PAGE_TOKEN_INVALID."""
     Abandon: _aio.UnaryUnaryMultiCallable[_issuance_pb2.AbandonRequest, _issuance_pb2.AbandonResponse]  # type: ignore[assignment]
@@ -89,6 +99,8 @@ class IssuanceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries one google.rpc.ErrorInfo (domain "appliance", a reason of ErrorReason), google.rpc.BadRequest
     with the field's path where the input is at fault, and google.rpc.RetryInfo where the same call can succeed later.
+    Besides those that it names, every method of every service can give CLIENT_IDENTITY_INVALID, ROLE_NOT_ALLOWED,
+    MESSAGE_TOO_LARGE, NODE_BUSY, DRAINING, LEDGER_UNAVAILABLE, INTERNAL, and FIELD_INVALID for bytes that are no message.
     """
 
     @_abc_1.abstractmethod
@@ -101,9 +113,10 @@ class IssuanceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
         was cut off is completed by repeating it.
-        Errors: each *_INVALID reason, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE, CERTIFICATE_REFUSED,
-        PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE,
-        TOKEN_FAULT, LEDGER_UNAVAILABLE, DRAINING.
+        Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
+        KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
+        CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
+        DEADLINE_TOO_SHORT, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
 
     @_abc_1.abstractmethod
@@ -112,7 +125,9 @@ class IssuanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _issuance_pb2.GetIssuanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_issuance_pb2.GetIssuanceResponse, _abc.Awaitable[_issuance_pb2.GetIssuanceResponse]]:
-        """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, ISSUANCE_NOT_FOUND."""
+        """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, FIELD_INVALID,
+        ISSUANCE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def ListIssuances(

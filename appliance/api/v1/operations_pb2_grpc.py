@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OperationsServiceStub:
-    """For operators. Role: operator.
+    """For operators. Role: operator. Errors are told as IssuanceService says.
     """
 
     def __init__(self, channel):
@@ -43,12 +43,12 @@ class OperationsServiceStub:
 
 
 class OperationsServiceServicer:
-    """For operators. Role: operator.
+    """For operators. Role: operator. Errors are told as IssuanceService says.
     """
 
     def GetStatus(self, request, context):
         """Answers the state of the front, its vaults with token and key sets, and the ledger; never waits for the HSM.
-        Role: operator. Errors: LEDGER_UNAVAILABLE.
+        Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +71,7 @@ def add_OperationsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationsService:
-    """For operators. Role: operator.
+    """For operators. Role: operator. Errors are told as IssuanceService says.
     """
 
     @staticmethod

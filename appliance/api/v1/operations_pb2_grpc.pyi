@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperationsServiceStub:
-    """For operators. Role: operator."""
+    """For operators. Role: operator. Errors are told as IssuanceService says."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,21 +35,21 @@ class OperationsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetStatusRequest, _operations_pb2.GetStatusResponse]
     """Answers the state of the front, its vaults with token and key sets, and the ledger; never waits for the HSM.
-    Role: operator. Errors: LEDGER_UNAVAILABLE.
+    Role: operator.
     """
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
-    """For operators. Role: operator."""
+    """For operators. Role: operator. Errors are told as IssuanceService says."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetStatusRequest, _operations_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Answers the state of the front, its vaults with token and key sets, and the ledger; never waits for the HSM.
-    Role: operator. Errors: LEDGER_UNAVAILABLE.
+    Role: operator.
     """
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For operators. Role: operator."""
+    """For operators. Role: operator. Errors are told as IssuanceService says."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -58,7 +58,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetStatusResponse, _abc.Awaitable[_operations_pb2.GetStatusResponse]]:
         """Answers the state of the front, its vaults with token and key sets, and the ledger; never waits for the HSM.
-        Role: operator. Errors: LEDGER_UNAVAILABLE.
+        Role: operator.
         """
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -127,7 +127,7 @@ class IssueResponse(_message.Message):
     index: _builtins.int
     """As given."""
     package: _builtins.bytes
-    """The SIM package of sim-package.md."""
+    """The SIM package (docs/sim-package.md)."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Why there is none."""
