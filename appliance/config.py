@@ -23,7 +23,7 @@ CALL_LIMITS: Final = {"keypair_rsa": 60.0, "other": 10.0}
 """Seconds that one module call may take, by kind: RSA key generation is a search, everything else is quick."""
 
 _SQLITE: Final = "sqlite:///"
-_LEDGER: Final = re.compile(r"sqlite:///(?!:memory:)[^?]+|postgresql\+psycopg://.+")
+_LEDGER: Final = re.compile(r"sqlite:///(?!:memory:)[^?]+")
 _URI: Final = re.compile(r"[a-z][a-z0-9+.-]*:[\x21-\x7E]+")
 _LISTEN: Final = re.compile(r"(?:\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
@@ -146,9 +146,7 @@ class FrontSettings:
         if not _LISTEN.fullmatch(self.listen) or int(self.listen.rpartition(":")[2]) > 0xFFFF:
             raise SettingError("listen", f"{self.listen!r} is not host:port.", 'Write it as "127.0.0.1:7443".')
         if not _LEDGER.fullmatch(self.ledger):
-            raise SettingError(
-                "ledger", "The ledger's URL names no file and no server.", 'Write it as "sqlite:///ledger.db".'
-            )
+            raise SettingError("ledger", "The ledger's URL names no SQLite file.", 'Write it as "sqlite:///ledger.db".')
         for uri in self.clients:
             if not _URI.fullmatch(uri):
                 raise SettingError("clients", f"{uri!r} is not a URI.", "Copy the URI SAN of the client's certificate.")

@@ -74,10 +74,8 @@ def test_relative_paths_are_relative_to_the_settings_file(
     assert profile.ca_certificate == copy / "jpki-user-authentication-ca.pem"
 
 
-def test_an_absolute_ledger_path_and_another_database_stay_as_they_are(copy: Path, edit: Edit) -> None:
+def test_an_absolute_ledger_path_stays_as_it_is(copy: Path) -> None:
     assert load(copy / MAIN).front.ledger == "sqlite:////var/lib/jpki/ledger.db"
-    edit(MAIN, '"sqlite:////var/lib/jpki/ledger.db"', '"postgresql+psycopg://ledger@db/appliance"')
-    assert load(copy / MAIN).front.ledger == "postgresql+psycopg://ledger@db/appliance"
 
 
 def test_limits_that_are_not_named_have_their_defaults(copy: Path, edit: Edit) -> None:

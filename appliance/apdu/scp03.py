@@ -21,6 +21,7 @@ from appliance.domain.derivation import (
     pseudo_random_challenge_context,
     scp03_blocks,
 )
+from appliance.domain.keyset import LEVEL_NEEDS
 from appliance.errors import ApplianceError, Reason
 
 BLOCK: Final = 16
@@ -55,7 +56,7 @@ class SecurityLevel(IntFlag):
     R_ENC = 0x20
 
 
-LEVELS: Final = (0x01, 0x03, 0x11, 0x13, 0x33)
+LEVELS: Final = tuple(LEVEL_NEEDS)
 """The combinations that Amendment D defines, without the unprotected 00."""
 
 

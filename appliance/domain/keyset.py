@@ -23,7 +23,7 @@ I_R_MAC: Final = 0x20
 I_R_ENC: Final = 0x40
 _I_VALUES: Final = frozenset(I_PSEUDO_RANDOM | r | s for r in (0, I_R_MAC, I_R_MAC | I_R_ENC) for s in (0, I_S16))
 """Amendment D, 5.1, the `i` parameter. A script made without the card at hand needs the pseudo-random challenge."""
-_LEVEL_NEEDS: Final = {0x01: 0, 0x03: 0, 0x11: I_R_MAC, 0x13: I_R_MAC, 0x33: I_R_MAC | I_R_ENC}
+LEVEL_NEEDS: Final = {0x01: 0, 0x03: 0, 0x11: I_R_MAC, 0x13: I_R_MAC, 0x33: I_R_MAC | I_R_ENC}
 """Amendment D, 7.1.2.1: security levels with C-MAC, and the bits of `i` that each needs."""
 _KEY_BITS: Final = (128, 192, 256)
 
@@ -121,13 +121,13 @@ class Channel:
                 f"The SCP03 parameter i {self.i!r} is not one that the appliance can serve.",
                 "Use 10, 30 or 70 (S8), 11, 31 or 71 (S16): the card challenge must be pseudo-random.",
             )
-        if not (_HEX_BYTE.fullmatch(self.security_level) and self.security_level_byte in _LEVEL_NEEDS):
+        if not (_HEX_BYTE.fullmatch(self.security_level) and self.security_level_byte in LEVEL_NEEDS):
             raise SettingError(
                 "security_level",
                 f"{self.security_level!r} is not a security level of a delivery script.",
                 "Use 01, 03, 11, 13 or 33; 03 unless the SIM issuer says otherwise.",
             )
-        needed = _LEVEL_NEEDS[self.security_level_byte]
+        needed = LEVEL_NEEDS[self.security_level_byte]
         if self.i_byte & needed != needed:
             raise SettingError(
                 "security_level",

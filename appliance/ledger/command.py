@@ -27,8 +27,10 @@ def main(argv: Sequence[str]) -> int:
     match arguments.command:
         case "migrate":
             database.migrate(url)
+            sys.stdout.write(f"the ledger has schema version {SCHEMA_VERSION}\n")
         case "backup":
             backup(url, arguments.destination)
+            sys.stdout.write(f"{arguments.destination}: {arguments.destination.stat().st_size} bytes\n")
         case "check":
             return _check(url)
         case "status":
@@ -49,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         "check": "check the file and every rule of the ledger; exit status 1 if one is broken",
         "backup": "copy the ledger while the front goes on",
     }
-    made = {name: commands.add_parser(name, parents=[ledger], help=purpose) for name, purpose in purposes.items()}
+    made = {
+        name: commands.add_parser(name, parents=[ledger], help=purpose, description=purpose)
+        for name, purpose in purposes.items()
+    }
     made["backup"].add_argument("destination", type=Path, metavar="DEST", help="a file that is not there yet")
     return parser
 

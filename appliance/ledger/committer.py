@@ -22,7 +22,7 @@ from appliance.ledger import database
 from appliance.ledger.change import Change, Told, append, holds, take_head
 
 GROUP_MAX = 256
-"""Larger groups gain little (service.md, Ledger) and make the first of them wait."""
+"""Larger groups gain little and make the first of them wait."""
 ERASE_SECONDS = 1.0
 """How soon after its commit an erased key has left the write-ahead log too, unless a backup is running."""
 

@@ -1,7 +1,7 @@
 """Connections to the database: how they are set up, which schema they must find, how their errors are told.
 
-SQLite runs as service.md found it safe: WAL, synchronous=FULL, transactions that write begin IMMEDIATE. What is erased
-is overwritten: secure_delete in the file, `truncate_wal` behind it, and no temporary files.
+WAL, synchronous=FULL: nothing acknowledged is lost with the power. Transactions that write begin IMMEDIATE. What is
+erased is overwritten: secure_delete in the file, `truncate_wal` behind it, and no temporary files.
 """
 
 import sqlite3
@@ -14,7 +14,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.schema import SCHEMA_VERSION
@@ -54,8 +62,20 @@ def connect(url: str, *, read_only: bool = False) -> Engine:
 
 
 def file_of(url: str) -> Path | None:
-    """The database file of an SQLite URL; None for a database server."""
-    parsed = make_url(url)
+    """The database file of an SQLite URL; None for a database server.
+
+    Raises:
+        ApplianceError: SETTINGS_INVALID for what is no URL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ApplianceError(
+            Reason.SETTINGS_INVALID,
+            "The ledger's URL cannot be read.",
+            hint="Write it as sqlite:////var/lib/jpki/ledger.db.",
+            field="front.ledger",
+        ) from None
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 

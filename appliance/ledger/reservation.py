@@ -1,4 +1,4 @@
-"""Reserve, attempt, record: the changes from an accepted request to its package (architecture.md)."""
+"""Reserve, attempt, record: the changes from an accepted request to its package (ARCHITECTURE.md)."""
 
 import hashlib
 import secrets

@@ -13,7 +13,7 @@ from tests.ledger.samples import DIGEST, ISSUER, Clock, make_ready, order, refus
 async def pages(ledger: Ledger, size: int, **filters: object) -> list[list[IssuanceRecord]]:
     found, token = [], ""
     while True:
-        records, token = await ledger.list(page_size=size, page_token=token, **filters)  # type: ignore[arg-type]
+        records, token = await ledger.list(page_size=size, page_token=token, **filters)  # type: ignore[arg-type] # the filters of `list`
         found.append(list(records))
         if not token:
             return found
