@@ -19,10 +19,13 @@ GET_STATUS = "/appliance.api.v1.OperationsService/GetStatus"
 
 
 async def refusal(channel: grpc.aio.Channel, method: str) -> ParsedError:
-    """The refusal of an empty message; a raw stream serves for every kind of method."""
-    call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+    """The refusal of an empty message; on the wire, one message and its end serve for every kind of method.
+
+    A stream would not do: refused before it has sent its message, the client reports its own failure to send.
+    """
+    call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(iter([b""]), timeout=WAIT).read()
+        await call(b"", timeout=WAIT).read()
     return parse(caught.value)
 
 
