@@ -1,6 +1,7 @@
 """The `appliance` command: a table of subcommands, each of which is imported when it is called."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"appliance: there is no command {name!r}\n\n{usage()}\n")
         return 2
+    # Else gRPC's core writes lines that are not JSON. It reads this when it is loaded; child processes inherit it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         status: int = importlib.import_module(COMMANDS[name].module).main(rest)
     except ApplianceError as error:

@@ -61,9 +61,11 @@ class Reason(StrEnum):
     CLIENT_IDENTITY_INVALID = "CLIENT_IDENTITY_INVALID"
     ROLE_NOT_ALLOWED = "ROLE_NOT_ALLOWED"
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
+    SIM_BUSY = "SIM_BUSY"
     VAULTS_BUSY = "VAULTS_BUSY"
     VAULTS_UNAVAILABLE = "VAULTS_UNAVAILABLE"
     NODE_BUSY = "NODE_BUSY"
+    NODE_INCONSISTENT = "NODE_INCONSISTENT"
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
     DRAINING = "DRAINING"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
@@ -116,9 +118,13 @@ REASONS: dict[Reason, Rule] = {
     ),
     Reason.ROLE_NOT_ALLOWED: Rule(Code.PERMISSION_DENIED, "The client's role may not call this method."),
     Reason.DEADLINE_TOO_SHORT: Rule(Code.DEADLINE_EXCEEDED, "Too little time is left for this key type."),
+    Reason.SIM_BUSY: Rule(Code.RESOURCE_EXHAUSTED, "The SIM has had too many attempts in a short time.", 1.0),
     Reason.VAULTS_BUSY: Rule(Code.RESOURCE_EXHAUSTED, "Every vault's queue is full; nothing was reserved.", 1.0),
     Reason.VAULTS_UNAVAILABLE: Rule(Code.UNAVAILABLE, "No vault is serving.", 2.0),
     Reason.NODE_BUSY: Rule(Code.RESOURCE_EXHAUSTED, "This node has as many calls in work as it takes.", 1.0),
+    Reason.NODE_INCONSISTENT: Rule(
+        Code.UNAVAILABLE, "Front and vaults disagree on time or settings; an operator must act first.", 5.0
+    ),
     Reason.LEDGER_UNAVAILABLE: Rule(Code.UNAVAILABLE, "The ledger could not commit or read.", 2.0),
     Reason.DRAINING: Rule(Code.UNAVAILABLE, "This node is stopping; another one, or a later call, will answer.", 1.0),
     Reason.MESSAGE_TOO_LARGE: Rule(Code.RESOURCE_EXHAUSTED, "The message is larger than the server accepts."),

@@ -7,6 +7,7 @@ place of its exceptions, because a foreign message may quote a secret that it wa
 import logging
 import sys
 import traceback
+import warnings
 from typing import Final
 
 import structlog
@@ -20,7 +21,7 @@ _MAX_TEXT: Final = 500
 
 
 def configure(service: str) -> None:
-    """Sends this process's logs, also those of libraries (warnings and worse), to standard error as `service`."""
+    """Sends this process's logs to standard error as `service`, also Python's and libraries' warnings and worse."""
 
     def name_service(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         return {"service": service, **event}
@@ -40,6 +41,8 @@ def configure(service: str) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Library()], level=logging.WARNING, force=True)
+    # Not logging.captureWarnings: its lines have the warning's text.
+    warnings.showwarning = _tell_warning
 
 
 def get() -> FilteringBoundLogger:
@@ -64,6 +67,18 @@ class _Library(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         template = str(record.msg).partition("\n")[0]
         get().log(record.levelno, template, logger=record.name, exc_info=record.exc_info)
+
+
+def _tell_warning(
+    message: Warning | str,  # noqa: ARG001 (it may quote values)
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,  # noqa: ARG001 (these lines go to standard error)
+    line: str | None = None,  # noqa: ARG001 (a source line may hold values too)
+) -> None:
+    """Tells of a warning what is told of a defect: type and place."""
+    get().warning("python warning", category=category.__qualname__, place=f"{filename}:{lineno}")
 
 
 def _place_exceptions(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

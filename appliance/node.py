@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from appliance.supervisor import FINAL, PinUnavailable, ask_pin, read_pin, wipe
+from appliance.supervisor import FINAL, PinUnavailable, ask_pin, harden, read_pin, wipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the appliance's settings, appliance.toml")
     parser.add_argument("--pin-fd", type=int, metavar="N", help="read the PIN from this open file descriptor")
     arguments = parser.parse_args(argv)
+    harden()
     try:
         pin = ask_pin() if arguments.pin_fd is None else read_pin(arguments.pin_fd)
     except PinUnavailable as error:

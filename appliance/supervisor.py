@@ -337,7 +337,7 @@ def _parse(line: bytes) -> tuple[str, str, float] | None:
     try:
         message = json.loads(line)
         return str(message.get("state", "")), str(message.get("call", "")), float(message.get("age", 0))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

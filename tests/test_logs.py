@@ -86,3 +86,13 @@ asyncio.run(main())
         ("asyncio", "Task exception was never retrieved"),
     ]
     assert "SECRET" not in json.dumps(lines)
+
+
+def test_warnings_of_python_come_in_the_same_form_without_their_text() -> None:
+    (line,) = logged("""
+import warnings
+warnings.warn_explicit("SECRET", UserWarning, "library.py", 7)
+""")
+    assert (line["event"], line["level"]) == ("python warning", "warning")
+    assert (line["category"], line["place"]) == ("UserWarning", "library.py:7")
+    assert "SECRET" not in json.dumps(line)

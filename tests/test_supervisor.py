@@ -190,7 +190,8 @@ def test_a_silent_vault_is_killed_and_its_login_not_repeated(run: Callable[..., 
 
 
 def test_lines_that_are_not_the_protocols_do_no_harm(run: Callable[..., Running]) -> None:
-    lines = (b"x" * 10000, b"[1]", b"{}", b'{"call": "sign"}', b'{"call": "sign", "age": []}', b"")
+    deep, large = b"[" * 5000, b'{"age": 1' + b"0" * 400 + b"}"  # more than Python takes
+    lines = (deep, large, b"x" * 10000, b"[1]", b"{}", b'{"call": "sign"}', b'{"call": "sign", "age": []}', b"")
     noise = f'os.write(1, {b"|".join(lines)!r}.replace(b"|", bytes([10])))'
     running = run(f'{noise}\nsay(state="ready"); say(call="sign", age=2)\nuntil_eof()')
     running.next("vault ready")

@@ -25,6 +25,10 @@ RESERVATION_IDLE = timedelta(minutes=10)
 """A RESERVED issuance without a new attempt for so long gives way to a new request for its person."""
 COUNTER_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """Where the clock's share of the package counter starts; its 4 bytes last until 2162."""
+COUNTER_LEAD = 60
+"""No package counter is so far ahead of the clock's share, in seconds: so long after the last write to a lost ledger,
+the clock alone is above all that it gave, and a restored one repeats none. Bursts of retries for a SIM are far shorter.
+"""
 
 
 class State(StrEnum):
@@ -108,9 +112,18 @@ def next_counter(last: int, now: datetime) -> int:
     record).
 
     Raises:
-        ApplianceError: INTERNAL when 4 bytes do not hold it.
+        ApplianceError: SIM_BUSY when it would be `COUNTER_LEAD` or more ahead of the clock; INTERNAL when 4 bytes do
+            not hold it.
     """
-    counter = max(last + 1, int((now - COUNTER_EPOCH).total_seconds()))
+    share = (now - COUNTER_EPOCH) // timedelta(seconds=1)
+    counter = max(last + 1, share)
+    if counter >= share + COUNTER_LEAD:
+        raise ApplianceError(
+            Reason.SIM_BUSY,
+            "This SIM has had too many attempts in a short time.",
+            hint="Send the same call again after wait_seconds; if they are many, the appliance's clock is wrong.",
+            wait_seconds=counter - share - COUNTER_LEAD + 1,
+        )
     if counter > MAX_COUNTER:
         raise ApplianceError(
             Reason.INTERNAL, "The package counter of this SIM is exhausted.", hint="Check the clock.", last=last

@@ -139,10 +139,9 @@ class Engine:
             return self._authorities[profile]
         except KeyError:
             raise ApplianceError(
-                Reason.CERTIFICATE_REFUSED,
+                Reason.NODE_INCONSISTENT,
                 f"This vault serves no certificate profile {profile}.",
-                hint="Name a profile of hsm_config/profiles and restart the vaults.",
-                field="profile",
+                hint="The operator restarts front and vaults on the same settings; then the same call completes.",
             ) from None
 
     def _run(self, work: Callable[[], T]) -> T:

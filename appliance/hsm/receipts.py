@@ -40,7 +40,7 @@ def verify_receipt(session: TokenSession, order: ReceiptOrder, header: Header, k
 def _public_key(certificate: bytes) -> bytes:
     try:
         public = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise ApplianceError(
             Reason.FIELD_INVALID,
             "The certificate cannot be read.",

@@ -38,8 +38,9 @@ def seal(
     """Make one key pair and answer its SIM package.
 
     Raises:
-        ApplianceError: TIME_INVALID, ICCID_INVALID, AID_INVALID, KVN_INVALID, FIELD_INVALID, ACTIVATION_CODE_INVALID
-            before anything is made; CERTIFICATE_REFUSED, TOKEN_FAULT: whatever was made is destroyed.
+        ApplianceError: NODE_INCONSISTENT, TIME_INVALID, ICCID_INVALID, AID_INVALID, KVN_INVALID, FIELD_INVALID,
+            ACTIVATION_CODE_INVALID before anything is made; CERTIFICATE_REFUSED, TOKEN_FAULT: whatever was made is
+            destroyed.
     """
     _check_validity(order, now)
     activation = activation_message(order.activation_code)
@@ -67,10 +68,9 @@ def seal(
 def _check_validity(order: SealOrder, now: datetime) -> None:
     if abs(order.not_before - now) > CLOCK_TOLERANCE:
         raise ApplianceError(
-            Reason.TIME_INVALID,
+            Reason.NODE_INCONSISTENT,
             f"Validity would start at {order.not_before:%FT%TZ}, but the vault's clock says {now:%FT%TZ}.",
-            hint="Bring the clocks of front and vault together.",
-            field="not_before_seconds",
+            hint="The operator brings the clocks of front and vault together; then the same call completes.",
         )
     if order.not_after <= order.not_before:
         raise ApplianceError(

@@ -23,6 +23,9 @@ from appliance.ledger import Ledger
 SECONDS_NEEDED: Final[Mapping[KeyType, float]] = {KeyType.RSA_2048: 1.0, KeyType.EC_P256: 0.2, KeyType.EC_P384: 0.2}
 """Time that must be left of a call's deadline: twice the slowest key pair seen (RSA: 0.46 s), and the commits."""
 
+ATTEMPTS_BESIDE_OTHERS: Final = 2
+"""Of what a vault takes with it, all but one request are innocent, so the first retry waits for nobody."""
+
 _Key = tuple[str, str, bytes]
 
 
@@ -110,14 +113,15 @@ class Issuing:
             if attempt is None:
                 assert reserved.answer is not None  # noqa: S101 (a reservation is one or the other)
                 return reserved.answer
-            try:
-                return await self._try(reserved.record, attempt, order.activation_code)
-            except VaultLost:
-                return await self._retry(reserved.record, attempt, order.activation_code)
+            for _ in range(ATTEMPTS_BESIDE_OTHERS):
+                try:
+                    return await self._try(reserved.record, attempt, order.activation_code)
+                except VaultLost:
+                    attempt = await self._ledger.retry(attempt.issuance, attempt.number)
+            return await self._try_alone(reserved.record, attempt, order.activation_code)
 
-    async def _retry(self, record: IssuanceRecord, lost: Attempt, activation_code: str) -> bytes:
-        """Tries again what was lost with its vault, one request after the other: one that kills vaults dies alone."""
-        attempt = await self._ledger.retry(lost.issuance, lost.number)
+    async def _try_alone(self, record: IssuanceRecord, attempt: Attempt, activation_code: str) -> bytes:
+        """Tries what has cost two vaults, one such request after the other: one that kills vaults dies alone."""
         while True:
             await self._vaults.wait_ready()
             async with self._suspects:
@@ -138,7 +142,12 @@ class Issuing:
                 await self._ledger.fail(attempt, refusal.reason, refusal.detail)
             raise
         answer = await self._ledger.complete(attempt, package, self._answer)
-        logs.get().info("issuance ready", issuance=f"issuances/{record.id}", attempt=attempt.number)
+        logs.get().info(
+            "issuance ready",
+            issuance=f"issuances/{record.id}",
+            attempt=attempt.number,
+            serial=attempt.serial.hex(),
+        )
         return answer
 
     def _ended(self, key: _Key, task: asyncio.Task[bytes]) -> None:

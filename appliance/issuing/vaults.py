@@ -285,12 +285,21 @@ class Vaults:
             await self._change(until)
 
     async def _scan(self) -> None:
+        blind = False
         while True:
-            present = {path.stem: path for path in newest_sockets(self._directory)}
-            for name in self._links.keys() - present.keys():
-                self._retire(name)
-            for name in present.keys() - self._links.keys():
-                self._links[name] = _Link(present[name], self._notify)
+            try:
+                present = {path.stem: path for path in newest_sockets(self._directory)}
+            except OSError as error:
+                # Out of descriptors, say: what serves goes on serving.
+                if not blind:
+                    logs.get().warning("vaults' sockets cannot be listed", error=type(error).__name__)
+                blind = True
+            else:
+                blind = False
+                for name in self._links.keys() - present.keys():
+                    self._retire(name)
+                for name in present.keys() - self._links.keys():
+                    self._links[name] = _Link(present[name], self._notify)
             await asyncio.sleep(SCAN_SECONDS)
 
     def _retire(self, name: str) -> None:
@@ -317,13 +326,16 @@ class Vaults:
 
 
 def newest_sockets(directory: Path) -> list[Path]:
-    """The socket of the highest generation of each slot; none while the directory is not there."""
-    try:
-        found = sorted(
-            (int(form[1]), int(form[2])) for path in directory.iterdir() if (form := _SOCKET.fullmatch(path.name))
-        )
-    except OSError:
+    """The socket of the highest generation of each slot; none while the directory is not there.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not directory.exists():
         return []
+    found = sorted(
+        (int(form[1]), int(form[2])) for path in directory.iterdir() if (form := _SOCKET.fullmatch(path.name))
+    )
     return [directory / f"v{slot}-{generation}.sock" for slot, generation in dict(found).items()]
 
 

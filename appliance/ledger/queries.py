@@ -3,10 +3,11 @@
 import base64
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select, tuple_
 
@@ -84,6 +85,8 @@ def counts(connection: Connection) -> tuple[dict[str, int], int]:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TOKEN: Final = 256
+"""Characters; more than twice what `_make_token` makes, and too few to nest deeper than the parser can follow."""
 
 
 def _make_token(record: IssuanceRecord, filters: str) -> str:
@@ -93,8 +96,10 @@ def _make_token(record: IssuanceRecord, filters: str) -> str:
 
 def _read_token(token: str, filters: str) -> tuple[datetime, str]:
     try:
+        if len(token) > _MAX_TOKEN:
+            raise ValueError
         created, last, made_for = json.loads(base64.urlsafe_b64decode(token.encode()))
-        position = _EPOCH + timedelta(microseconds=created), str(last)
+        position = _EPOCH + timedelta(microseconds=created), uuid.UUID(str(last)).hex
     except (ValueError, TypeError, OverflowError):
         made_for = None
     if made_for != filters:

@@ -64,7 +64,7 @@ def reserve(change: Change, client: str, order: IssueOrder, digest: bytes) -> Re
 
 
 def retry(change: Change, issuance: str, lost_attempt: int) -> Attempt | ApplianceError:
-    """A new attempt in place of a lost one. The third loss is a change too (FAILED), so its error is an answer."""
+    """A new attempt in place of a lost one. A loss is a change that stays, so an error that follows is an answer."""
     row = row_of(change.connection, issuance)
     next_state(State(row["state"]), Move.COMPLETE)
     if row["attempt"] != lost_attempt:
@@ -75,7 +75,10 @@ def retry(change: Change, issuance: str, lost_attempt: int) -> Attempt | Applian
         select(func.count()).select_from(attempts).where(own, attempts.c.lost)
     ).scalar_one()
     if lost < MAX_LOST_ATTEMPTS:
-        return _open_attempt(change, row, APPLIANCE, lost=str(lost))
+        try:
+            return _open_attempt(change, row, APPLIANCE, lost=str(lost))
+        except ApplianceError as refusal:
+            return refusal
     detail = f"{lost} attempts to make it lost their vault."
     return _failed(end(change, row, Move.FAIL, Event.FAILED, APPLIANCE, Reason.TOKEN_FAULT, detail))
 
@@ -207,6 +210,7 @@ def _insert_issuance(change: Change, client: str, order: IssueOrder) -> Row:
 
 
 def _open_attempt(change: Change, row: Row, actor: str, **facts: str) -> Attempt:
+    """The issuance's new newest attempt; one that gets no counter (SIM_BUSY) is refused before anything is written."""
     sim = {"sim": row["iccid"]}
     last: int | None = change.connection.execute(_LAST_COUNTER, sim).scalar_one_or_none()
     counter = next_counter(last or 0, change.now)

@@ -16,7 +16,8 @@ _ISSUANCE: Final = "/appliance.api.v1.IssuanceService/"
 _DELIVERY: Final = "/appliance.api.v1.DeliveryService/"
 _OPERATIONS: Final = "/appliance.api.v1.OperationsService/"
 HEALTH: Final = "/grpc.health.v1.Health/"
-REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
+REFLECTION: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+"""Its service under both names, the new one first, as grpcurl asks; the messages are the same."""
 
 _ISSUER: Final = frozenset({Role.ISSUER})
 _TSM: Final = frozenset({Role.TSM})
@@ -33,7 +34,7 @@ ACCESS: Final[Mapping[str, frozenset[Role]]] = {
     f"{_OPERATIONS}GetStatus": _OPERATOR,
     f"{HEALTH}Check": _ANY,
     f"{HEALTH}Watch": _ANY,
-    f"{REFLECTION}ServerReflectionInfo": _OPERATOR,
+    **{f"/{service}/ServerReflectionInfo": _OPERATOR for service in REFLECTION},
 }
 
 

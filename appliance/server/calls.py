@@ -23,6 +23,9 @@ from appliance.server.access import ACCESS, HEALTH, authorise, identify
 
 MAX_REQUEST: Final = 64 * 1024
 """Bytes; ten times the largest request that breaks no rule. gRPC itself stops reading at 4 MiB."""
+MAX_STREAMS: Final = 256
+"""Health watches and reflections at once; one for each connection of many clients. They last as long as a client likes,
+so they are counted apart from the calls, whose places they would keep."""
 _OURS: Final = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
 """Errors that are no fault of the client: the log has their detail too."""
 
@@ -43,6 +46,7 @@ class Calls(grpc.aio.ServerInterceptor):
         self._clients = clients
         self._max_concurrent = max_concurrent
         self._in_work = 0
+        self._streams = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -90,12 +94,13 @@ class Calls(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, behaviour: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
         async def stream(request: Any, context: Context) -> None:
             async with self._call(method, context):
-                responses = behaviour(request, context)
-                if isinstance(responses, AsyncIterator):
-                    async for response in responses:
-                        await context.write(response)
-                else:
-                    await responses
+                with self._streaming():
+                    responses = behaviour(request, context)
+                    if isinstance(responses, AsyncIterator):
+                        async for response in responses:
+                            await context.write(response)
+                    else:
+                        await responses
 
         return stream
 
@@ -136,11 +141,7 @@ class Calls(grpc.aio.ServerInterceptor):
                 Reason.DRAINING, "This node is stopping.", hint="Send the same call to another node, or here later."
             )
         if self._in_work >= self._max_concurrent:
-            raise ApplianceError(
-                Reason.NODE_BUSY,
-                f"This node has {self._in_work} calls in work and takes no more.",
-                hint="Send the same call again a little later.",
-            )
+            raise _busy(f"{self._in_work} calls in work")
         self._in_work += 1
         self._idle.clear()
         try:
@@ -149,6 +150,24 @@ class Calls(grpc.aio.ServerInterceptor):
             self._in_work -= 1
             if not self._in_work:
                 self._idle.set()
+
+    @contextmanager
+    def _streaming(self) -> Iterator[None]:
+        if self._streams >= MAX_STREAMS:
+            raise _busy(f"{self._streams} streams")
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+
+def _busy(having: str) -> ApplianceError:
+    return ApplianceError(
+        Reason.NODE_BUSY,
+        f"This node has {having} and takes no more.",
+        hint="Send the same call again a little later.",
+    )
 
 
 def _read(handler: Handler, raw: bytes) -> Any:

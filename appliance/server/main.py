@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -16,8 +17,8 @@ from typing import Final
 
 import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from appliance import logs
 from appliance.api.v1 import delivery_pb2, issuance_pb2, operations_pb2
@@ -33,11 +34,13 @@ from appliance.issuing.vaults import Vaults
 from appliance.ledger import Ledger
 from appliance.ledger.store import utc_now
 from appliance.server import messages
+from appliance.server.access import REFLECTION
 from appliance.server.calls import Calls
 from appliance.server.delivery_service import DeliveryService
 from appliance.server.issuance_service import IssuanceService
 from appliance.server.operations_service import OperationsService
 from appliance.server.readiness import Readiness
+from appliance.supervisor import harden
 
 MIN_CONTENT_KEY: Final = 32
 """Bytes; as much as the digest that it keys."""
@@ -52,7 +55,7 @@ SERVICES: Final = (
     issuance_pb2.DESCRIPTOR.services_by_name["IssuanceService"].full_name,
     delivery_pb2.DESCRIPTOR.services_by_name["DeliveryService"].full_name,
     operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
-    health.SERVICE_NAME,
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     reflection.SERVICE_NAME,
 )
 
@@ -61,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the public API until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="appliance serve", description=main.__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the appliance's settings, appliance.toml")
-    settings = load(parser.parse_args(argv).config)
+    arguments = parser.parse_args(argv)
+    harden()
     os.umask(0o077)
+    # Each connection holds a descriptor, also an idle one.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logs.configure("front")
+    settings = load(arguments.config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve_until_signalled(settings))
     return 0
@@ -115,9 +123,9 @@ async def serve(
             OperationsService(vaults, ledger, calls, readiness, settings.sim_issuers, clock()), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(readiness.health, server)
-        reflection.enable_server_reflection(SERVICES, server)
+        _add_reflection(server)
         port = _listen(server, front.listen, front.tls)
-        await readiness.tell()
+        readiness.tell()
         await server.start()
         closing.push_async_callback(server.stop, 0)
         following = asyncio.create_task(readiness.follow())
@@ -128,7 +136,7 @@ async def serve(
         await stop.wait()
         logs.get().info("front drains")
         calls.draining = True
-        await readiness.tell()
+        readiness.tell()
         await calls.drain(front.drain_seconds)
         await server.stop(grace=0)
         await issuing.drain(front.drain_seconds)
@@ -150,6 +158,18 @@ def _read_content_key(path: Path) -> bytes:
     if len(key) < MIN_CONTENT_KEY:
         raise _unusable("front.content_key_file", f"{path.name} has {len(key)} bytes; {MIN_CONTENT_KEY} are needed.")
     return key
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """In place of `enable_server_reflection`, which knows the old name alone."""
+    info = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(SERVICES).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": info}) for service in REFLECTION]
+    )
 
 
 def _listen(server: grpc.aio.Server, address: str, tls: Tls) -> int:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio
 
 from appliance import logs
 from appliance.errors import ApplianceError
 from appliance.issuing.vaults import Vaults
 from appliance.ledger import Ledger
 from appliance.server.calls import Calls
+from appliance.server.health import Health
 
 FOLLOWING: Final = ("appliance.api.v1.IssuanceService", "appliance.api.v1.DeliveryService")
 OPERATIONS: Final = "appliance.api.v1.OperationsService"
@@ -32,7 +32,7 @@ class Readiness:
     """Follows vaults, ledger and drain."""
 
     def __init__(self, vaults: Vaults, ledger: Ledger, calls: Calls) -> None:
-        self.health = aio.HealthServicer()
+        self.health = Health()
         self._vaults = vaults
         self._ledger = ledger
         self._calls = calls
@@ -52,19 +52,19 @@ class Readiness:
             if clock() >= probe_at:
                 self._ledger_reads = await self._probe()
                 probe_at = clock() + PROBE_SECONDS
-            await self.tell()
+            self.tell()
             await self._vaults.change(PROBE_SECONDS)
 
-    async def tell(self) -> None:
+    def tell(self) -> None:
         """Sets the health of the following services to what it is now."""
         if self._told == self.ready:
             return
         if self._told is None:
-            await self.health.set(OPERATIONS, _STATUS[True])
+            self.health.set(OPERATIONS, _STATUS[True])
         self._told = self.ready
         logs.get().info("ready" if self.ready else "not ready")
         for service in FOLLOWING:
-            await self.health.set(service, _STATUS[self.ready])
+            self.health.set(service, _STATUS[self.ready])
 
     async def _probe(self) -> bool:
         try:

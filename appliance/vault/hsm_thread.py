@@ -1,6 +1,7 @@
 """The HSM thread: the only one that touches the engine, and so the module; everybody else hands it items and waits.
 
 - Batches take turns, one item each: a long batch delays a short one by items, not by its length.
+- What takes no key generation (channels, receipts: a millisecond each) goes before what does (a second each).
 - A batch is taken whole or refused at once (VAULTS_BUSY), by how many items wait already.
 - A batch that its caller leaves is withdrawn: of its items only the one in the engine's hands is still worked on.
 - Ending lets the item in hand finish and answers all that wait with DRAINING: nothing was done for them.
@@ -62,9 +63,13 @@ class Stamps:
 class Batch(Generic[T]):
     """The items of one caller: iterate over (position, result or error) within `with`, as each is made."""
 
-    def __init__(self, jobs: Sequence[Callable[[Any], T]], withdraw: Callable[["Batch[T]"], None]) -> None:
+    def __init__(
+        self, jobs: Sequence[Callable[[Any], T]], line: "deque[Batch[Any]]", withdraw: Callable[["Batch[T]"], None]
+    ) -> None:
         self.waiting = deque(enumerate(jobs))
         """Items not begun; the thread's lock guards it."""
+        self.line = line
+        """Where it stands while items wait."""
         self._count = len(jobs)
         self._withdraw = withdraw
         self._results: asyncio.Queue[tuple[int, T | ApplianceError]] = asyncio.Queue()
@@ -105,7 +110,8 @@ class HsmThread(Generic[E]):
         self.ended: asyncio.Future[ApplianceError | None] = self._loop.create_future()
         """Why the thread ended; None where that was asked for or due."""
         self._changed = threading.Condition()
-        self._turns: deque[Batch[Any]] = deque()
+        self._quick: deque[Batch[Any]] = deque()
+        self._slow: deque[Batch[Any]] = deque()
         self._waiting = 0
         self._ending = False
         threading.Thread(target=self._run, name="hsm", daemon=True).start()
@@ -115,13 +121,17 @@ class HsmThread(Generic[E]):
         """Items not begun."""
         return self._waiting
 
-    def submit(self, jobs: Sequence[Callable[[E], T]]) -> Batch[T]:
+    def submit(self, jobs: Sequence[Callable[[E], T]], *, quick: bool = False) -> Batch[T]:
         """Takes a batch; one that is larger than the queue is taken when nothing waits.
+
+        Args:
+            jobs: what to do with the engine.
+            quick: whether they go before those that are not.
 
         Raises:
             ApplianceError: VAULTS_BUSY, DRAINING.
         """
-        batch = Batch(jobs, self._withdraw)
+        batch = Batch(jobs, self._quick if quick else self._slow, self._withdraw)
         with self._changed:
             if self._ending:
                 raise _draining()
@@ -134,7 +144,7 @@ class HsmThread(Generic[E]):
                     capacity=self.capacity,
                 )
             self._waiting += len(jobs)
-            self._turns.append(batch)
+            batch.line.append(batch)
             self._changed.notify()
         return batch
 
@@ -142,33 +152,34 @@ class HsmThread(Generic[E]):
         """Takes nothing more, answers what waits with DRAINING, and ends after the item in hand."""
         with self._changed:
             self._ending = True
-            for batch in self._turns:
-                for position, _ in batch.waiting:
-                    self._loop.call_soon_threadsafe(batch.answer, position, _draining())
-                batch.waiting.clear()
-            self._turns.clear()
+            for line in (self._quick, self._slow):
+                for batch in line:
+                    for position, _ in batch.waiting:
+                        self._loop.call_soon_threadsafe(batch.answer, position, _draining())
+                    batch.waiting.clear()
+                line.clear()
             self._waiting = 0
             self._changed.notify()
 
     def _withdraw(self, batch: Batch[Any]) -> None:
         with self._changed:
             if batch.waiting:
-                self._turns.remove(batch)
+                batch.line.remove(batch)
                 self._waiting -= len(batch.waiting)
                 batch.waiting.clear()
 
     def _take(self) -> tuple[Batch[Any], int, Callable[[E], Any]] | None:
         """The next item, in turn; None when the thread shall end."""
         with self._changed:
-            while not self._turns:
+            while not (line := self._quick or self._slow):
                 if self._ending:
                     return None
                 self._changed.wait()
-            batch = self._turns.popleft()
+            batch = line.popleft()
             position, job = batch.waiting.popleft()
             self._waiting -= 1
             if batch.waiting:
-                self._turns.append(batch)
+                line.append(batch)
             return batch, position, job
 
     def _run(self) -> None:

@@ -32,6 +32,7 @@ from appliance.vault.slot import claimed, socket_mode
 from appliance.vault.v1.vault_pb2_grpc import add_VaultServiceServicer_to_server
 
 UNEXPLAINED = 1
+"""Exit code that is final only until a login has succeeded (the supervisor's rule)."""
 STATUS_SECONDS = 0.5
 FLUSH_SECONDS = 2.0
 """How long answers that are made may take to leave."""
@@ -41,6 +42,9 @@ LAST_SECONDS = 60
 """After these an ending vault is ended by the kernel, if its module hangs and no supervisor is left to do it."""
 
 _EXIT = {
+    # Final at the first start; once a vault has served, somebody is editing them.
+    Reason.SETTINGS_INVALID: UNEXPLAINED,
+    Reason.DEMO_IN_PRODUCTION: UNEXPLAINED,
     Reason.TOKEN_ABSENT: RETRY,
     Reason.TOKEN_FAULT: RETRY,
     Reason.DRAINING: RETRY,

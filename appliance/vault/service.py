@@ -49,7 +49,7 @@ class VaultService(VaultServiceServicer):
 
     async def Issue(self, request: pb.IssueRequest, context: Context) -> AsyncIterator[pb.IssueResponse]:  # noqa: N802
         """Seals; each package streams as it is made."""
-        async for item, made in self._each(context, request.items, MAX_KEYS, _seal):
+        async for item, made in self._each(context, request.items, MAX_KEYS, _seal, quick=False):
             if isinstance(made, ApplianceError):
                 yield pb.IssueResponse(index=item.index, failure=_failure(made))
             else:
@@ -59,7 +59,7 @@ class VaultService(VaultServiceServicer):
         self, request: pb.OpenChannelsRequest, context: Context
     ) -> AsyncIterator[pb.OpenChannelsResponse]:
         """Derives session keys."""
-        async for item, made in self._each(context, request.items, MAX_CHECKS, _open_channel):
+        async for item, made in self._each(context, request.items, MAX_CHECKS, _open_channel, quick=True):
             if isinstance(made, ApplianceError):
                 yield pb.OpenChannelsResponse(index=item.index, failure=_failure(made))
             else:
@@ -69,7 +69,7 @@ class VaultService(VaultServiceServicer):
         self, request: pb.VerifyReceiptsRequest, context: Context
     ) -> AsyncIterator[pb.VerifyReceiptsResponse]:
         """Verifies receipts."""
-        async for item, made in self._each(context, request.items, MAX_CHECKS, _verify_receipt):
+        async for item, made in self._each(context, request.items, MAX_CHECKS, _verify_receipt, quick=True):
             failure = _failure(made) if isinstance(made, ApplianceError) else None
             yield pb.VerifyReceiptsResponse(index=item.index, failure=failure)
 
@@ -95,7 +95,13 @@ class VaultService(VaultServiceServicer):
         )
 
     async def _each(
-        self, context: Context, items: Sequence[Item], limit: int, job: Callable[[Item], Callable[[Engine], Made]]
+        self,
+        context: Context,
+        items: Sequence[Item],
+        limit: int,
+        job: Callable[[Item], Callable[[Engine], Made]],
+        *,
+        quick: bool,
     ) -> AsyncIterator[tuple[Item, Made | ApplianceError]]:
         """Each item with its result, as it is made. What is wrong with an item is that item's failure alone."""
         if not 1 <= len(items) <= limit:
@@ -105,7 +111,7 @@ class VaultService(VaultServiceServicer):
                 ApplianceError(Reason.FIELD_INVALID, detail, hint=f"Send 1 to {limit} items.", field="items"),
             )
         try:
-            batch = self._thread.submit([job(item) for item in items])
+            batch = self._thread.submit([job(item) for item in items], quick=quick)
         except ApplianceError as refusal:
             await abort(context, refusal)
         with batch as made:

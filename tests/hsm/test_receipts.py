@@ -12,6 +12,9 @@ from appliance.hsm.engine import Engine
 from appliance.hsm.orders import ReceiptOrder
 from tests.hsm.site import ICCID, ISSUER, OTHER_ICCID, Calls, Site, order, virtual_sim
 
+VERSION_3 = b"\xa0\x03\x02\x01\x02"
+"""[0] EXPLICIT INTEGER 2 (RFC 5280, 4.1)."""
+
 
 def delivered(engine: Engine, key_type: KeyType = KeyType.EC_P256, iccid: bytes = ICCID) -> ReceiptOrder:
     """The receipt of a SIM that installed a package of this engine."""
@@ -93,6 +96,11 @@ def test_malformed_receipt_order_gets_its_reason_and_no_module_call(site: Site, 
             "no certificate": (replace(good, certificate=b""), Reason.FIELD_INVALID, "certificate"),
             "truncated certificate": (
                 replace(good, certificate=good.certificate[:-1]), Reason.FIELD_INVALID, "certificate"
+            ),
+            "certificate of no known version": (
+                replace(good, certificate=good.certificate.replace(VERSION_3, b"\xa0\x03\x02\x01\x04", 1)),
+                Reason.FIELD_INVALID,
+                "certificate",
             ),
             "unknown SIM issuer": (replace(good, sim_issuer="other"), Reason.SIM_ISSUER_UNKNOWN, "sim_issuer"),
             "unknown key version": (

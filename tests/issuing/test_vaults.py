@@ -1,6 +1,7 @@
 """The front's view of its vaults: real channels over real sockets, to fakes that do as the test says."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,6 +202,24 @@ async def test_an_item_waits_for_a_vault_to_come_back_but_not_for_ever(sockets: 
         await asyncio.sleep(0)
         async with FakeVault(sockets):
             assert await issuing
+
+
+async def test_vaults_that_serve_are_kept_while_their_directory_cannot_be_read(
+    sockets: Path, vaults: Vaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+
+    def no_descriptor_left(_: Path) -> list[Path]:
+        looked.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with FakeVault(sockets):
+        await until("v0-1", vaults)
+        monkeypatch.setattr("appliance.issuing.vaults.newest_sockets", no_descriptor_left)
+        await asyncio.wait_for(looked.wait(), WAIT)
+        looked.clear()
+        await asyncio.wait_for(looked.wait(), WAIT)
+        assert await issue(vaults)
 
 
 def test_the_newest_socket_of_each_slot_counts_and_nothing_else(tmp_path: Path) -> None:

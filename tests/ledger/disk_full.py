@@ -20,12 +20,13 @@ async def main(directory: Path) -> None:
     room = directory / "room"
     room.write_bytes(bytes(400_000))
     ledger = Ledger.open(url)
-    halfway = await ledger.reserve(ISSUER, order("halfway", sim=9999), DIGEST)
+    halfway = await ledger.reserve(ISSUER, order("halfway", sim=999_999), DIGEST)
     assert halfway.attempt is not None
     acknowledged, errors = [], set()
     for number in range(5000):
         results = await asyncio.gather(
-            *(make_ready(ledger, order(f"person-{number}-{n}", sim=n)) for n in range(8)), return_exceptions=True
+            *(make_ready(ledger, order(f"person-{number}-{n}", sim=8 * number + n)) for n in range(8)),
+            return_exceptions=True,
         )
         acknowledged += [result[0].record.id for result in results if not isinstance(result, BaseException)]
         errors |= {_name(result) for result in results if isinstance(result, BaseException)}
@@ -35,7 +36,7 @@ async def main(directory: Path) -> None:
     readable = (await ledger.get(acknowledged[0])).state
     room.unlink()
     await ledger.complete(halfway.attempt, sealed, answer)
-    await make_ready(ledger, order("person-after", sim=1))
+    await make_ready(ledger, order("person-after", sim=999_998))
     kept = {record.id for record in (await ledger.list(page_size=100_000))[0] if record.package_sha256}
     ledger.close()
     seen = {

@@ -4,12 +4,13 @@ import asyncio
 import shutil
 import sqlite3
 import stat
-from contextlib import closing
+import uuid
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from appliance.domain.issuance import State
+from appliance.domain.issuance import COUNTER_LEAD, State
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger import Ledger
 from appliance.ledger.backup import backup
@@ -45,6 +46,12 @@ async def test_backup_beside_a_writing_front_is_whole(ledger: Ledger, url: str, 
     assert sorted(tmp_path.glob("*.partial")) == []
 
 
+def restore(copy: Path, file: Path) -> None:
+    for lost in file.parent.glob("ledger.db*"):
+        lost.unlink()
+    shutil.copy(copy, file)
+
+
 async def test_restored_ledger_goes_on_and_repeats_no_counter(
     url: str, file: Path, clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,13 +64,10 @@ async def test_restored_ledger_goes_on_and_repeats_no_counter(
         after, _ = await make_ready(ledger, later)
         spent = [reserved.attempt.counter for reserved in (before, after) if reserved.attempt]
 
-    shutil.move(file, tmp_path / "broken.db")
-    for left in (file.with_name("ledger.db-wal"), file.with_name("ledger.db-shm")):
-        left.unlink(missing_ok=True)
-    shutil.copy(copy, file)
+    restore(copy, file)
     assert main(["migrate", "--url", url]) == 0
     assert main(["check", "--url", url]) == 0
-    clock.forward(seconds=1)
+    clock.forward(seconds=COUNTER_LEAD)
     with closing(Ledger.open(url, clock=clock)) as ledger:
         assert (await ledger.get(before.record.id)).state is State.READY
         again, _ = await make_ready(ledger, later)
@@ -74,6 +78,40 @@ async def test_restored_ledger_goes_on_and_repeats_no_counter(
     assert main(["status", "--url", url]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert told == "schema version 0001 RESERVED 0 READY 2 ACTIVE 0 ABANDONED 0 FAILED 0 audit entries 6"
+
+
+async def test_restored_ledger_repeats_no_counter_of_a_sim_that_was_tried_many_times_a_second(
+    url: str, file: Path, clock: Clock, tmp_path: Path
+) -> None:
+    async def attempts(ledger: Ledger) -> list[int]:
+        """The counters of a request that is sent again as often as it is not refused, and a little longer than that."""
+        counters, wanted = [], order(str(uuid.uuid4()))
+        for _ in range(COUNTER_LEAD + 20):
+            with suppress(ApplianceError):
+                attempt = (await ledger.reserve(ISSUER, wanted, DIGEST)).attempt
+                assert attempt is not None
+                counters.append(attempt.counter)
+            clock.forward(seconds=0.03)
+        return counters
+
+    copy = tmp_path / "copy.db"
+    with closing(Ledger.open(url, clock=clock)) as ledger:
+        before = await attempts(ledger)
+        backup(url, copy)
+        before += await attempts(ledger)
+    restore(copy, file)
+    clock.forward(seconds=COUNTER_LEAD)
+    with closing(Ledger.open(url, clock=clock)) as ledger:
+        after = await attempts(ledger)
+    assert len(before) > COUNTER_LEAD
+    assert len(after) >= COUNTER_LEAD
+    assert set(before) & set(after) == set()
+
+
+def test_the_readme_says_how_long_a_restored_ledger_must_wait() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    section = readme.partition("## Backup and restore of the ledger")[2].partition("\n## ")[0]
+    assert f"{COUNTER_LEAD} seconds" in section
 
 
 async def test_backup_holds_no_key_that_was_erased_before_it(ledger: Ledger, url: str, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Pages and counts."""
 
+import base64
+import hashlib
+import json
 from datetime import timedelta
 
 import pytest
@@ -68,6 +71,18 @@ async def test_token_of_other_filters_or_of_nobody_is_refused(ledger: Ledger) ->
     ):
         refusal = await refused(wrong)
         assert (refusal.reason, refusal.field) == (Reason.PAGE_TOKEN_INVALID, "page_token")
+
+
+@pytest.mark.parametrize("last", ["\ud800", "person-1", 7, ["0" * 32]])
+async def test_token_with_the_right_filters_and_no_id_is_refused(ledger: Ledger, last: object) -> None:
+    filters = hashlib.sha256(b"\n").hexdigest()[:16]
+    token = base64.urlsafe_b64encode(json.dumps([0, last, filters]).encode()).decode()
+    assert (await refused(ledger.list(page_size=1, page_token=token))).reason is Reason.PAGE_TOKEN_INVALID
+
+
+async def test_token_of_nested_arrays_is_refused(ledger: Ledger) -> None:
+    nested = base64.urlsafe_b64encode(b"[" * 40_000).decode()
+    assert (await refused(ledger.list(page_size=1, page_token=nested))).reason is Reason.PAGE_TOKEN_INVALID
 
 
 @pytest.mark.usefixtures("seven")

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from appliance.domain.issuance import MAX_LOST_ATTEMPTS, RESERVATION_IDLE, State
+from appliance.domain.issuance import COUNTER_LEAD, MAX_LOST_ATTEMPTS, RESERVATION_IDLE, Attempt, State
 from appliance.domain.package import KeyType
+from appliance.domain.request import IssueOrder
 from appliance.errors import Reason
 from appliance.ledger import Ledger, reservation
+from appliance.ledger.schema import metadata
 from tests.ledger.conftest import Sql
 from tests.ledger.samples import DIGEST, ISSUER, Clock, answer, make_ready, order, package, refused
 
@@ -212,11 +214,66 @@ async def test_counters_of_a_sim_rise_over_issuances_and_persons(ledger: Ledger,
         reserved, _ = await make_ready(ledger, order(f"person-{person}"))
         assert reserved.attempt is not None
         counters.append(reserved.attempt.counter)
-    clock.forward(hours=-2)
+    clock.forward(seconds=-30)
     reserved, _ = await make_ready(ledger, order("person-9"))
     assert reserved.attempt is not None
     counters.append(reserved.attempt.counter)
     assert counters == list(range(counters[0], counters[0] + 6))
+
+
+async def spend(ledger: Ledger, wanted: IssueOrder) -> Attempt:
+    """The last attempt that this request's SIM may have now."""
+    newest: Attempt | None = None
+    for _ in range(COUNTER_LEAD):
+        newest = (await ledger.reserve(ISSUER, wanted, DIGEST)).attempt
+    assert newest is not None
+    return newest
+
+
+async def test_sim_with_too_many_attempts_is_refused_until_the_clock_has_gone_on(
+    ledger: Ledger, clock: Clock, sql: Sql
+) -> None:
+    def everything() -> object:
+        return [sql(f"SELECT * FROM {table}") for table in metadata.tables]  # noqa: S608 (names of our tables)
+
+    wanted = order()
+    newest = await spend(ledger, wanted)
+    before = everything()
+    for too_early in (wanted, order("person-2")):
+        refusal = await refused(ledger.reserve(ISSUER, too_early, DIGEST))
+        assert (refusal.reason, refusal.facts) == (Reason.SIM_BUSY, {"wait_seconds": 1})
+    assert everything() == before
+    assert (await ledger.reserve(ISSUER, order("person-2", sim=2), DIGEST)).attempt is not None
+
+    clock.forward(seconds=1)
+    again = (await ledger.reserve(ISSUER, wanted, DIGEST)).attempt
+    assert again is not None
+    assert (again.number, again.counter) == (newest.number + 1, newest.counter + 1)
+
+
+async def test_issuance_that_loses_its_vault_while_its_sim_is_busy_goes_on_later(ledger: Ledger, clock: Clock) -> None:
+    wanted = order()
+    newest = await spend(ledger, wanted)
+    for _ in range(2):  # as for an answer that was lost on its way
+        assert (await refused(ledger.retry(newest.issuance, newest.number))).reason is Reason.SIM_BUSY
+    assert (await ledger.get(newest.issuance)).state is State.RESERVED
+    clock.forward(seconds=1)
+    resumed = await ledger.reserve(ISSUER, wanted, DIGEST)
+    assert resumed.attempt is not None
+    await ledger.complete(resumed.attempt, package(resumed.record, resumed.attempt).encode(), answer)
+    assert (await ledger.get(newest.issuance)).state is State.READY
+
+
+async def test_busy_sim_does_not_forgive_lost_attempts(ledger: Ledger, clock: Clock) -> None:
+    wanted = order()
+    attempt = await spend(ledger, wanted)
+    for _ in range(MAX_LOST_ATTEMPTS - 1):
+        assert (await refused(ledger.retry(attempt.issuance, attempt.number))).reason is Reason.SIM_BUSY
+        clock.forward(seconds=1)
+        resumed = (await ledger.reserve(ISSUER, wanted, DIGEST)).attempt
+        assert resumed is not None
+        attempt = resumed
+    assert (await refused(ledger.retry(attempt.issuance, attempt.number))).reason is Reason.ISSUANCE_FAILED
 
 
 async def test_lost_attempts_are_retried_and_the_third_loss_is_final(ledger: Ledger) -> None:

@@ -17,8 +17,8 @@ from appliance.ledger import Ledger
 from tests.ledger.samples import DIGEST, ISSUER, TSM, answer, order, package
 
 WRITERS = 8
-SIMS = 3
-"""Few, so that counters of one SIM are taken in quick succession."""
+SIMS = 8
+"""Few, so that counters of one SIM are taken in quick succession; enough that none becomes SIM_BUSY in a test."""
 
 
 def say(*words: object) -> None:

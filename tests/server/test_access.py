@@ -1,10 +1,12 @@
 """Who may call what, over real mutual TLS."""
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import Default
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from appliance.api.status import ParsedError, parse
 from appliance.client import ApiError, OperatorClient
@@ -15,6 +17,7 @@ from appliance.server.main import SERVICES
 from .site import WAIT, Front
 
 IDENTITIES = {Role.ISSUER: "issuer", Role.TSM: "tsm-a", Role.OPERATOR: "operator", Role.AUDITOR: "auditor"}
+REFLECTIONS = [f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")]
 GET_STATUS = "/appliance.api.v1.OperationsService/GetStatus"
 
 
@@ -32,8 +35,8 @@ async def refusal(channel: grpc.aio.Channel, method: str) -> ParsedError:
 def test_the_table_has_every_method_that_is_served_and_no_other() -> None:
     services = [Default().FindServiceByName(name) for name in SERVICES]
     served = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
-    # Published, but not implemented by grpcio-health-checking.
-    assert set(ACCESS) == served - {"/grpc.health.v1.Health/List"}
+    # Health's List has a descriptor and is not implemented; reflection's new name has it the other way.
+    assert set(ACCESS) == served - {"/grpc.health.v1.Health/List"} | set(REFLECTIONS)
 
 
 async def test_a_role_outside_the_methods_row_is_refused(front: Front) -> None:
@@ -85,13 +88,25 @@ async def test_without_tls_there_is_no_connection(front: Front) -> None:
     assert (error.code, error.reason) == ("UNAVAILABLE", "")
 
 
-async def test_an_operator_can_reflect(front: Front) -> None:
+@pytest.mark.parametrize("method", REFLECTIONS)
+async def test_an_operator_can_reflect_under_the_new_name_and_the_old(front: Front, method: str) -> None:
     async with front.channel("operator") as channel:
-        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        reflect: grpc.aio.StreamStreamMultiCallable[Any, Any] = channel.stream_stream(
+            method,
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
         )
-        response = await call.read()
+        wanted = reflection_pb2.ServerReflectionRequest(list_services="")
+        response: Any = await reflect(iter([wanted]), timeout=WAIT).read()
     assert {service.name for service in response.list_services_response.service} == set(SERVICES)
+
+
+@pytest.mark.parametrize("method", REFLECTIONS)
+@pytest.mark.parametrize("identity", ["issuer", "tsm-a", "auditor"])
+async def test_nobody_else_can_reflect(front: Front, method: str, identity: str) -> None:
+    async with front.channel(identity) as channel:
+        error = await refusal(channel, method)
+    assert (error.code, error.reason) == ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
 
 
 async def test_everybody_who_is_known_can_ask_for_health(front: Front) -> None:

@@ -5,17 +5,21 @@ import datetime
 import uuid
 from collections.abc import Sequence
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from appliance.api.status import parse
 from appliance.client import ApiError, IssuerClient
 from appliance.config import Settings
 from appliance.ledger.store import utc_now
+from appliance.server import calls
 
 from .fake_vault import FakeVault
-from .site import ACTIVATION_CODE, ISSUER, Front, request, serving, until_ready, with_front
+from .site import ACTIVATION_CODE, ISSUER, WAIT, Front, request, serving, until_ready, with_front
+from .test_access import REFLECTIONS, refusal
 from .test_issuance_service import Issuer
 
 
@@ -81,3 +85,32 @@ async def test_more_calls_than_the_settings_permit_are_refused(settings: Setting
             assert (error.code, error.reason, error.retry_seconds) == ("RESOURCE_EXHAUSTED", "NODE_BUSY", 1.0)
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         await issuer.client.issue(request(str(uuid.uuid4())))
+
+
+async def test_more_streams_than_the_node_serves_are_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MAX_STREAMS", 2)
+    async with serving(settings) as front, front.channel("operator") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        for method in ("/grpc.health.v1.Health/Watch", *REFLECTIONS):
+            error = await refusal(channel, method)
+            assert (error.code, error.reason, error.retry_seconds) == ("RESOURCE_EXHAUSTED", "NODE_BUSY", 1.0)
+        await health.Check(health_pb2.HealthCheckRequest())
+        watches[0].cancel()
+        async with asyncio.timeout(WAIT):
+            while not await accepted(health):
+                await asyncio.sleep(0.01)
+
+
+async def accepted(health: health_pb2_grpc.HealthStub) -> bool:
+    """Whether one more Watch gets its first answer."""
+    try:
+        await health.Watch(health_pb2.HealthCheckRequest()).read()
+    except grpc.aio.AioRpcError as error:
+        assert parse(error).reason == "NODE_BUSY"
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -161,14 +162,14 @@ class Process:
 
 
 @asynccontextmanager
-async def process(config: Path, log: Path) -> AsyncIterator[Process]:
+async def process(config: Path, log: Path, *under: str) -> AsyncIterator[Process]:
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     # A parent that waits for its children with sigwait has these blocked, and children inherit that.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         with log.open("wb") as stderr:
-            popen = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "appliance", "serve", "--config", config, stderr=stderr
-            )
+            command = (*under, sys.executable, "-m", "appliance", "serve", "--config", str(config))
+            popen = await asyncio.create_subprocess_exec(*command, env=environment, stderr=stderr)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
@@ -273,3 +274,29 @@ async def test_the_process_serves_stops_when_told_and_logs_json_without_secrets(
     for personal in (wanted.person_id, wanted.iccid, wanted.subject_common_name):
         assert personal.lower() not in log
     assert len(vault.items) == 1
+
+
+async def test_the_process_leaves_no_core_and_opens_as_many_files_as_it_may(settings: Settings, tmp_path: Path) -> None:
+    """`prlimit` replaces itself by the process, which starts with a low soft limit."""
+    config = write_settings(settings, tmp_path)
+    async with process(config, tmp_path / "log", "prlimit", "--nofile=256:", "--") as front:
+        await front.line("front serves")
+        directory = Path(f"/proc/{front.popen.pid}")
+        lines = (directory / "limits").read_text("ascii").splitlines()
+        assert (directory / "mem").stat().st_uid == 0  # PR_SET_DUMPABLE 0: proc(5)
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in lines}
+    assert limits["Max core file size"] == ["0", "0"]
+    soft, hard = limits["Max open files"]
+    assert soft == hard != "256"
+
+
+async def test_a_handshake_that_fails_leaves_no_line_that_is_not_json(settings: Settings, tmp_path: Path) -> None:
+    async with process(write_settings(settings, tmp_path), tmp_path / "log") as front:
+        port = str((await front.line("front serves"))["port"])
+        reader, writer = await asyncio.open_connection("localhost", port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await asyncio.wait_for(reader.read(), WAIT)  # until the front has closed the connection
+        writer.close()
+        front.popen.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(front.popen.wait(), WAIT)
+    assert front.lines()[-1]["event"] == "front stopped"

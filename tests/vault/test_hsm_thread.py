@@ -128,6 +128,35 @@ async def test_batches_take_turns(start: Start) -> None:
     assert thread.started.result().done[:6] == ["gate", 0, "x", 1, "y", 2]
 
 
+async def test_what_is_quick_does_not_wait_for_what_is_slow(start: Start) -> None:
+    thread, gate = start(capacity=100), Gate()
+    first = thread.submit([gate])
+    await gate.entered()
+    slow, one, two = (
+        thread.submit(do(1, 2)),
+        thread.submit(do("x", "y"), quick=True),
+        thread.submit(do("z"), quick=True),
+    )
+    gate.open()
+    await asyncio.gather(*map(collect, (first, slow, one, two)))
+    assert thread.started.result().done == ["gate", "x", "z", "y", 1, 2]
+
+
+async def test_quick_items_that_wait_are_refused_at_the_end_and_can_be_withdrawn(start: Start) -> None:
+    thread, gate = start(capacity=100), Gate()
+    first = thread.submit([gate])
+    await gate.entered()
+    with thread.submit(do("left"), quick=True):
+        pass
+    waiting = thread.submit(do("late"), quick=True)
+    thread.end()
+    gate.open()
+    ((_, refused),) = await collect(waiting)
+    assert reason_of(refused) is Reason.DRAINING
+    await collect(first)
+    assert thread.started.result().done == ["gate"]
+
+
 async def test_what_an_item_is_refused_for_is_its_result_alone(start: Start) -> None:
     thread = start()
     (_, bad), good = await collect(thread.submit([refuse(Reason.ICCID_INVALID), *do("good")]))

@@ -207,9 +207,16 @@ def test_a_wrong_pin_is_final_and_tried_once(start: Start) -> None:
         ("serial", "appliance.toml", 'token_serial = "', 'token_serial = "00" # "', FINAL, "TOKEN_CHANGED"),
         ("module", "appliance.toml", "libsofthsm2.so", "libabsent.so", RETRY, "TOKEN_ABSENT"),
         ("label", "sim_issuers/demo-mno.toml", "KM-BIND/", "KM-LOST/", FINAL, "KEY_MISSING"),
-        ("unknown", "appliance.toml", "count = 2", "cuont = 2", FINAL, "SETTINGS_INVALID"),
-        ("production", "appliance.toml", '"demo"', '"production"', FINAL, "DEMO_IN_PRODUCTION"),
-        ("ca", "profiles/jpki-user-authentication.toml", "issuing-ca.pem", "absent.pem", FINAL, "SETTINGS_INVALID"),
+        ("unknown", "appliance.toml", "count = 2", "cuont = 2", UNEXPLAINED, "SETTINGS_INVALID"),
+        ("production", "appliance.toml", '"demo"', '"production"', UNEXPLAINED, "DEMO_IN_PRODUCTION"),
+        (
+            "ca",
+            "profiles/jpki-user-authentication.toml",
+            "issuing-ca.pem",
+            "absent.pem",
+            UNEXPLAINED,
+            "SETTINGS_INVALID",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_said_and_decides_whether_to_try_again(
@@ -268,7 +275,8 @@ def test_a_vault_loads_no_database() -> None:
 @pytest.mark.parametrize("reason", list(REASONS))
 def test_every_reason_has_an_exit_code(reason: Reason) -> None:
     again = {Reason.TOKEN_ABSENT, Reason.TOKEN_FAULT, Reason.DRAINING}
-    expected = RETRY if reason in again else UNEXPLAINED if reason is Reason.INTERNAL else FINAL
+    unclear = {Reason.SETTINGS_INVALID, Reason.DEMO_IN_PRODUCTION, Reason.INTERNAL}
+    expected = RETRY if reason in again else UNEXPLAINED if reason in unclear else FINAL
     assert exit_code(ApplianceError(reason, "What.", hint="How.")) == expected
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.demo import published
 from appliance.supervisor import FINAL
 from tests.vault.conftest import PIN, Site
 
@@ -84,6 +85,20 @@ def test_two_vaults_serve_and_a_killed_one_is_replaced(own: Site) -> None:
         assert vaults.process.wait(WAIT) == 0
         assert PIN not in json.dumps(vaults.events)
     assert not list(own.sockets.glob("*.sock"))
+
+
+def test_settings_that_are_being_edited_cost_no_vault_for_good(own: Site) -> None:
+    variant = own.variant("edited", lambda text: text.replace("count = 2", "count = 1"))
+    issuer = variant.path.parent / f"sim_issuers/{published.SIM_ISSUER}.toml"
+    good = issuer.read_text(encoding="utf-8")
+    with running(variant) as vaults:
+        started = vaults.next("vault started")
+        vaults.next("vault ready")
+        issuer.write_text(good[: len(good) // 2], encoding="utf-8")
+        os.kill(int(str(started["pid"])), signal.SIGKILL)
+        assert vaults.next("vault cannot go on")["reason"] == "SETTINGS_INVALID"
+        issuer.write_text(good, encoding="utf-8")
+        vaults.next("vault ready")
 
 
 def test_vaults_end_with_a_killed_supervisor(own: Site) -> None:

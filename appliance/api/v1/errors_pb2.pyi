@@ -78,45 +78,49 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED. The client's role may not call this method."""
     ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 27
     """DEADLINE_EXCEEDED. Too little time is left for this key type."""
-    ERROR_REASON_VAULTS_BUSY: _ErrorReason.ValueType  # 28
+    ERROR_REASON_SIM_BUSY: _ErrorReason.ValueType  # 28
+    """RESOURCE_EXHAUSTED. The SIM has had too many attempts in a short time."""
+    ERROR_REASON_VAULTS_BUSY: _ErrorReason.ValueType  # 29
     """RESOURCE_EXHAUSTED. Every vault's queue is full; nothing was reserved."""
-    ERROR_REASON_VAULTS_UNAVAILABLE: _ErrorReason.ValueType  # 29
+    ERROR_REASON_VAULTS_UNAVAILABLE: _ErrorReason.ValueType  # 30
     """UNAVAILABLE. No vault is serving."""
-    ERROR_REASON_NODE_BUSY: _ErrorReason.ValueType  # 30
+    ERROR_REASON_NODE_BUSY: _ErrorReason.ValueType  # 31
     """RESOURCE_EXHAUSTED. This node has as many calls in work as it takes."""
-    ERROR_REASON_LEDGER_UNAVAILABLE: _ErrorReason.ValueType  # 31
+    ERROR_REASON_NODE_INCONSISTENT: _ErrorReason.ValueType  # 32
+    """UNAVAILABLE. Front and vaults disagree on time or settings; an operator must act first."""
+    ERROR_REASON_LEDGER_UNAVAILABLE: _ErrorReason.ValueType  # 33
     """UNAVAILABLE. The ledger could not commit or read."""
-    ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 32
+    ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 34
     """UNAVAILABLE. This node is stopping; another one, or a later call, will answer."""
-    ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 33
+    ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 35
     """RESOURCE_EXHAUSTED. The message is larger than the server accepts."""
-    ERROR_REASON_TOKEN_FAULT: _ErrorReason.ValueType  # 34
+    ERROR_REASON_TOKEN_FAULT: _ErrorReason.ValueType  # 36
     """UNAVAILABLE. The HSM gave an error; the session was renewed."""
-    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 35
+    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 37
     """INTERNAL. A defect of the appliance; the log has it under the request id."""
-    ERROR_REASON_SETTINGS_INVALID: _ErrorReason.ValueType  # 36
+    ERROR_REASON_SETTINGS_INVALID: _ErrorReason.ValueType  # 38
     """FAILED_PRECONDITION. A settings file cannot be used."""
-    ERROR_REASON_DEMO_IN_PRODUCTION: _ErrorReason.ValueType  # 37
+    ERROR_REASON_DEMO_IN_PRODUCTION: _ErrorReason.ValueType  # 39
     """FAILED_PRECONDITION. Production settings name something made for demonstration."""
-    ERROR_REASON_PIN_REJECTED: _ErrorReason.ValueType  # 38
+    ERROR_REASON_PIN_REJECTED: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. The token refused the PIN; it is never tried again by itself."""
-    ERROR_REASON_TOKEN_ABSENT: _ErrorReason.ValueType  # 39
+    ERROR_REASON_TOKEN_ABSENT: _ErrorReason.ValueType  # 41
     """FAILED_PRECONDITION. The PKCS#11 module shows no token of the declared label."""
-    ERROR_REASON_TOKEN_CHANGED: _ErrorReason.ValueType  # 40
+    ERROR_REASON_TOKEN_CHANGED: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION. The token has another serial number than declared."""
-    ERROR_REASON_KEY_MISSING: _ErrorReason.ValueType  # 41
+    ERROR_REASON_KEY_MISSING: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. A declared key is not on the token, or is there more than once."""
-    ERROR_REASON_KEY_EXISTS: _ErrorReason.ValueType  # 42
+    ERROR_REASON_KEY_EXISTS: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION. A key of this label is already on the token."""
-    ERROR_REASON_KCV_MISMATCH: _ErrorReason.ValueType  # 43
+    ERROR_REASON_KCV_MISMATCH: _ErrorReason.ValueType  # 45
     """FAILED_PRECONDITION. A key's check value differs from the declared one."""
-    ERROR_REASON_KEY_ATTRIBUTES_DIFFER: _ErrorReason.ValueType  # 44
+    ERROR_REASON_KEY_ATTRIBUTES_DIFFER: _ErrorReason.ValueType  # 46
     """FAILED_PRECONDITION. A key's attributes differ from its template."""
-    ERROR_REASON_MECHANISM_MISSING: _ErrorReason.ValueType  # 45
+    ERROR_REASON_MECHANISM_MISSING: _ErrorReason.ValueType  # 47
     """FAILED_PRECONDITION. The module lacks a mechanism, or it behaves otherwise than needed."""
-    ERROR_REASON_LEDGER_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 46
+    ERROR_REASON_LEDGER_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 48
     """FAILED_PRECONDITION. The ledger's schema is of another version than this program."""
-    ERROR_REASON_COMPONENT_INVALID: _ErrorReason.ValueType  # 47
+    ERROR_REASON_COMPONENT_INVALID: _ErrorReason.ValueType  # 49
     """INVALID_ARGUMENT. A key component or its check value is not valid."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -178,44 +182,48 @@ ERROR_REASON_ROLE_NOT_ALLOWED: ErrorReason.ValueType  # 26
 """PERMISSION_DENIED. The client's role may not call this method."""
 ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 27
 """DEADLINE_EXCEEDED. Too little time is left for this key type."""
-ERROR_REASON_VAULTS_BUSY: ErrorReason.ValueType  # 28
+ERROR_REASON_SIM_BUSY: ErrorReason.ValueType  # 28
+"""RESOURCE_EXHAUSTED. The SIM has had too many attempts in a short time."""
+ERROR_REASON_VAULTS_BUSY: ErrorReason.ValueType  # 29
 """RESOURCE_EXHAUSTED. Every vault's queue is full; nothing was reserved."""
-ERROR_REASON_VAULTS_UNAVAILABLE: ErrorReason.ValueType  # 29
+ERROR_REASON_VAULTS_UNAVAILABLE: ErrorReason.ValueType  # 30
 """UNAVAILABLE. No vault is serving."""
-ERROR_REASON_NODE_BUSY: ErrorReason.ValueType  # 30
+ERROR_REASON_NODE_BUSY: ErrorReason.ValueType  # 31
 """RESOURCE_EXHAUSTED. This node has as many calls in work as it takes."""
-ERROR_REASON_LEDGER_UNAVAILABLE: ErrorReason.ValueType  # 31
+ERROR_REASON_NODE_INCONSISTENT: ErrorReason.ValueType  # 32
+"""UNAVAILABLE. Front and vaults disagree on time or settings; an operator must act first."""
+ERROR_REASON_LEDGER_UNAVAILABLE: ErrorReason.ValueType  # 33
 """UNAVAILABLE. The ledger could not commit or read."""
-ERROR_REASON_DRAINING: ErrorReason.ValueType  # 32
+ERROR_REASON_DRAINING: ErrorReason.ValueType  # 34
 """UNAVAILABLE. This node is stopping; another one, or a later call, will answer."""
-ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 33
+ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 35
 """RESOURCE_EXHAUSTED. The message is larger than the server accepts."""
-ERROR_REASON_TOKEN_FAULT: ErrorReason.ValueType  # 34
+ERROR_REASON_TOKEN_FAULT: ErrorReason.ValueType  # 36
 """UNAVAILABLE. The HSM gave an error; the session was renewed."""
-ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 35
+ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 37
 """INTERNAL. A defect of the appliance; the log has it under the request id."""
-ERROR_REASON_SETTINGS_INVALID: ErrorReason.ValueType  # 36
+ERROR_REASON_SETTINGS_INVALID: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION. A settings file cannot be used."""
-ERROR_REASON_DEMO_IN_PRODUCTION: ErrorReason.ValueType  # 37
+ERROR_REASON_DEMO_IN_PRODUCTION: ErrorReason.ValueType  # 39
 """FAILED_PRECONDITION. Production settings name something made for demonstration."""
-ERROR_REASON_PIN_REJECTED: ErrorReason.ValueType  # 38
+ERROR_REASON_PIN_REJECTED: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The token refused the PIN; it is never tried again by itself."""
-ERROR_REASON_TOKEN_ABSENT: ErrorReason.ValueType  # 39
+ERROR_REASON_TOKEN_ABSENT: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION. The PKCS#11 module shows no token of the declared label."""
-ERROR_REASON_TOKEN_CHANGED: ErrorReason.ValueType  # 40
+ERROR_REASON_TOKEN_CHANGED: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION. The token has another serial number than declared."""
-ERROR_REASON_KEY_MISSING: ErrorReason.ValueType  # 41
+ERROR_REASON_KEY_MISSING: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. A declared key is not on the token, or is there more than once."""
-ERROR_REASON_KEY_EXISTS: ErrorReason.ValueType  # 42
+ERROR_REASON_KEY_EXISTS: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION. A key of this label is already on the token."""
-ERROR_REASON_KCV_MISMATCH: ErrorReason.ValueType  # 43
+ERROR_REASON_KCV_MISMATCH: ErrorReason.ValueType  # 45
 """FAILED_PRECONDITION. A key's check value differs from the declared one."""
-ERROR_REASON_KEY_ATTRIBUTES_DIFFER: ErrorReason.ValueType  # 44
+ERROR_REASON_KEY_ATTRIBUTES_DIFFER: ErrorReason.ValueType  # 46
 """FAILED_PRECONDITION. A key's attributes differ from its template."""
-ERROR_REASON_MECHANISM_MISSING: ErrorReason.ValueType  # 45
+ERROR_REASON_MECHANISM_MISSING: ErrorReason.ValueType  # 47
 """FAILED_PRECONDITION. The module lacks a mechanism, or it behaves otherwise than needed."""
-ERROR_REASON_LEDGER_SCHEMA_MISMATCH: ErrorReason.ValueType  # 46
+ERROR_REASON_LEDGER_SCHEMA_MISMATCH: ErrorReason.ValueType  # 48
 """FAILED_PRECONDITION. The ledger's schema is of another version than this program."""
-ERROR_REASON_COMPONENT_INVALID: ErrorReason.ValueType  # 47
+ERROR_REASON_COMPONENT_INVALID: ErrorReason.ValueType  # 49
 """INVALID_ARGUMENT. A key component or its check value is not valid."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
