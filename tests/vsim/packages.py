@@ -33,7 +33,7 @@ def octets(index: int, name: str) -> bytes:
 
 def personalisation(index: int, **masters: int) -> Personalisation:
     """The SIM that a case's package is for."""
-    key_set = Masters(octets(index, "km_bind"), KM_CHAN, kvn=draft(index).field(0x83)[0], **masters)  # type: ignore[arg-type]
+    key_set = Masters(octets(index, "km_bind"), KM_CHAN, kvn=draft(index).field(0x83)[0], **masters)  # type: ignore[arg-type] # its fields by name
     return key_set.personalise(octets(index, "kdd"))
 
 
