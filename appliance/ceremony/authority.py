@@ -5,7 +5,7 @@ from datetime import datetime
 
 from appliance.domain.certificate import build_self_signed_tbs
 from appliance.domain.package import KeyType
-from appliance.hsm.making import generate_ca_key
+from appliance.hsm.making import complete_or_gone, generate_ca_key
 from appliance.hsm.module import TokenSession
 
 _SERIAL_BITS = 126
@@ -20,11 +20,12 @@ def make_issuing_ca(
     not_before: datetime,
     not_after: datetime,
 ) -> bytes:
-    """Make key and self-signed certificate; answers the certificate (DER).
+    """Make key and self-signed certificate, or neither; answers the certificate (DER).
 
     Raises:
-        ApplianceError: KEY_EXISTS, KEY_ATTRIBUTES_DIFFER, TOKEN_FAULT.
+        ApplianceError: KEY_EXISTS, MECHANISM_MISSING, KEY_ATTRIBUTES_DIFFER, TOKEN_FAULT.
     """
-    signer, spki = generate_ca_key(session, label, key_type)
     serial = secrets.randbits(_SERIAL_BITS) | 1 << _SERIAL_BITS
-    return signer.sign(build_self_signed_tbs(spki, serial, organization, common_name, not_before, not_after))
+    with complete_or_gone(session, label):
+        signer, spki = generate_ca_key(session, label, key_type)
+        return signer.sign(build_self_signed_tbs(spki, serial, organization, common_name, not_before, not_after))

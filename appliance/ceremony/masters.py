@@ -6,8 +6,9 @@ from appliance.ceremony.components import Component, combined, wiped
 from appliance.domain.keyset import MasterKey
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import Role
-from appliance.hsm.making import import_master, require_free
+from appliance.hsm.making import complete_or_gone, import_master
 from appliance.hsm.module import TokenSession
+from appliance.hsm.probe import prove_mechanisms
 
 
 def label(role: Role, sim_issuer: str, kvn: int) -> str:
@@ -18,11 +19,11 @@ def label(role: Role, sim_issuer: str, kvn: int) -> str:
 def form_masters(
     session: TokenSession, sim_issuer: str, kvn: int, bind: Sequence[Component], chan: Sequence[Component]
 ) -> tuple[MasterKey, MasterKey]:
-    """Combine both keys' components and put them on the token; the components are wiped.
+    """Combine both keys' components and put both on the token, or neither; the components are wiped.
 
     Raises:
-        ApplianceError: COMPONENT_INVALID (also where both keys would be equal), KEY_EXISTS, KEY_ATTRIBUTES_DIFFER,
-            TOKEN_FAULT.
+        ApplianceError: COMPONENT_INVALID (also where both keys would be equal), MECHANISM_MISSING where the module
+            cannot use them, KEY_EXISTS, KEY_ATTRIBUTES_DIFFER, TOKEN_FAULT.
     """
     bind_label, chan_label = (label(role, sim_issuer, kvn) for role in (Role.KM_BIND, Role.KM_CHAN))
     with wiped((*bind, *chan)), combined(bind) as km_bind, combined(chan) as km_chan:
@@ -33,8 +34,9 @@ def form_masters(
                 hint="A TSM may hold KM-CHAN and must never hold KM-BIND: form them from different components.",
                 field="components",
             )
-        require_free(session, bind_label, chan_label)
-        return (
-            import_master(session, Role.KM_BIND, bind_label, km_bind),
-            import_master(session, Role.KM_CHAN, chan_label, km_chan),
-        )
+        prove_mechanisms(session)
+        with complete_or_gone(session, bind_label, chan_label):
+            return (
+                import_master(session, Role.KM_BIND, bind_label, km_bind),
+                import_master(session, Role.KM_CHAN, chan_label, km_chan),
+            )

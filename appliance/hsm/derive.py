@@ -10,7 +10,7 @@ from typing import Any
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag
 
 from appliance.domain import derivation
-from appliance.hsm.keys import TEMPLATES, Role, verify_attributes
+from appliance.hsm.keys import Role, attributes, verify_attributes
 from appliance.hsm.module import TokenSession
 
 ZERO_BLOCK = bytes(16)
@@ -37,7 +37,7 @@ def derived(
         mechanism=mechanism,
         mechanism_param=parameter,
         capabilities=MechanismFlag(0),
-        template=dict(TEMPLATES[role].attributes),
+        template=attributes(session, role),
     )
     try:
         verify_attributes(session, role, key, length=bits // 8)

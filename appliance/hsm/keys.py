@@ -1,7 +1,8 @@
 """Roles of keys and their templates, as one table; every key is made from its row and read back against it.
 
-A template states every capability, so that a module's defaults never decide. Source of the meanings: PKCS#11 v2.40
-base specification, sections 4.4 to 4.9; why these and no others: the SIM package design, "Sealing".
+A template states every capability, so that a module's defaults never decide; what a module does not know is left out
+(`dialect`). Source of the meanings: PKCS#11 v2.40 base specification, sections 4.4 to 4.9; why these and no others: the
+SIM package design, "Sealing".
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ class Role(StrEnum):
     KM_CHAN = "channel master"
     ISSUING_CA = "issuing CA key"
     SUBSCRIBER = "subscriber's key"
+    REQUESTING_SUBSCRIBER = "subscriber's key that signs its certificate request"
     PUBLIC = "public key"
     WRAP_DERIVER = "K_SIM"
     WRAP = "K_PKG"
@@ -63,6 +65,13 @@ _ON_TOKEN = {Attribute.TOKEN: True, Attribute.MODIFIABLE: False, Attribute.COPYA
 _IN_SESSION = {Attribute.TOKEN: False, Attribute.COPYABLE: False}
 _BORN_HERE = {Attribute.LOCAL: True, Attribute.ALWAYS_SENSITIVE: True}
 
+_SUBSCRIBER = {
+    Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+    **_IN_SESSION,
+    **_HIDDEN,
+    Attribute.EXTRACTABLE: True,
+    Attribute.MODIFIABLE: False,
+}
 _MASTER = Template({**_AES, **_HIDDEN, **_ON_TOKEN, **_may(_SECRET, Attribute.DERIVE)})
 
 TEMPLATES: dict[Role, Template] = {
@@ -74,23 +83,16 @@ TEMPLATES: dict[Role, Template] = {
         {**_BORN_HERE, Attribute.NEVER_EXTRACTABLE: True},
     ),
     # EXTRACTABLE because wrapping is its only fate; it can do nothing else.
-    Role.SUBSCRIBER: Template(
-        {
-            Attribute.CLASS: ObjectClass.PRIVATE_KEY,
-            **_IN_SESSION,
-            **_HIDDEN,
-            Attribute.EXTRACTABLE: True,
-            Attribute.MODIFIABLE: False,
-            **_may(_PRIVATE),
-        },
-        _BORN_HERE,
-    ),
+    Role.SUBSCRIBER: Template({**_SUBSCRIBER, **_may(_PRIVATE)}, _BORN_HERE),
+    # With an external CA it signs one certificate request first.
+    Role.REQUESTING_SUBSCRIBER: Template({**_SUBSCRIBER, **_may(_PRIVATE, Attribute.SIGN)}, _BORN_HERE),
+    # VERIFY because some modules test a new pair that may sign: they sign and verify with it.
     Role.PUBLIC: Template(
         {
             Attribute.CLASS: ObjectClass.PUBLIC_KEY,
             **_IN_SESSION,
             Attribute.PRIVATE: False,
-            **_may(_PUBLIC),
+            **_may(_PUBLIC, Attribute.VERIFY),
         }
     ),
     Role.WRAP_DERIVER: Template({**_AES, **_IN_SESSION, **_HIDDEN, **_may(_SECRET, Attribute.DERIVE)}),
@@ -104,6 +106,11 @@ TEMPLATES: dict[Role, Template] = {
 }
 
 
+def attributes(session: TokenSession, role: Role) -> dict[Attribute, Any]:
+    """What a key of this role is made with on this session's module."""
+    return session.dialect.known(TEMPLATES[role].attributes)
+
+
 def verify_attributes(session: TokenSession, role: Role, key: Any, *, length: int = 0, field: str = "") -> None:
     """Read a key's attributes back and compare them with its role's template.
 
@@ -114,10 +121,7 @@ def verify_attributes(session: TokenSession, role: Role, key: Any, *, length: in
     Raises:
         ApplianceError: KEY_ATTRIBUTES_DIFFER, naming the attributes.
     """
-    template = TEMPLATES[role]
-    expected = {**template.attributes, **template.origin, **({Attribute.VALUE_LEN: length} if length else {})}
-    found = session.call("read", key.get_attributes, tuple(expected))
-    wrong = sorted(a.name for a, value in expected.items() if a not in found or found[a] != value)
+    wrong = sorted(attribute.name for attribute in differences(session, role, key, length=length))
     if wrong:
         raise ApplianceError(
             Reason.KEY_ATTRIBUTES_DIFFER,
@@ -127,3 +131,15 @@ def verify_attributes(session: TokenSession, role: Role, key: Any, *, length: in
             role=role.name,
             attributes=",".join(wrong),
         )
+
+
+def differences(session: TokenSession, role: Role, key: Any, *, length: int = 0) -> dict[Attribute, tuple[Any, Any]]:
+    """What a key reads back otherwise than its role's template, as (found, expected); found is None where not told."""
+    template, dialect = TEMPLATES[role], session.dialect
+    stated = {**template.attributes, **template.origin, **({Attribute.VALUE_LEN: length} if length else {})}
+    expected = dialect.readable(stated)
+    found = session.call("read", key.get_attributes, tuple(expected))
+    wrong = {a: (found.get(a), value) for a, value in expected.items() if a not in found or found[a] != value}
+    if template.origin and dialect.telling.isdisjoint(template.origin):  # nothing shows where it was born
+        wrong.update((a, (None, value)) for a, value in template.origin.items())
+    return wrong

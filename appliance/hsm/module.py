@@ -5,13 +5,14 @@ python-pkcs11 initialises a module for a single thread, so everything here belon
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import pkcs11
-from pkcs11 import Attribute, exceptions
+from pkcs11 import Attribute, Mechanism, exceptions
 
 from appliance.errors import ApplianceError, Reason
+from appliance.hsm import cryptoki, dialect
+from appliance.hsm.dialect import Dialect
 from appliance.hsm.orders import ModuleParameters, TokenDescription
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,15 @@ _PIN_ERRORS = (
     exceptions.PinExpired,
     exceptions.UserPinNotInitialized,
 )
+# Return values that python-pkcs11 has no exception for, by what it says of them.
+_UNNAMED = {
+    "Unmapped error code 0x1b": "ActionProhibited",
+    "Unmapped error code 0x68": "KeyFunctionNotPermitted",
+    "Unmapped error code 0x140": "CurveNotSupported",
+    "Buffer was too small. Should never see this.": "BufferTooSmall",
+    "Initialisation error (not initialized). Should never see this.": "CryptokiNotInitialized",
+    "Initialisation error (already initialized). Should never see this.": "CryptokiAlreadyInitialized",
+}
 
 
 class TokenSession:
@@ -38,15 +48,20 @@ class TokenSession:
         """Open and log in.
 
         Raises:
-            ApplianceError: TOKEN_ABSENT, TOKEN_CHANGED, PIN_REJECTED, TOKEN_FAULT.
+            ApplianceError: SETTINGS_INVALID, TOKEN_ABSENT, TOKEN_CHANGED, PIN_REJECTED, TOKEN_FAULT.
         """
         self._parameters = parameters
         self._pin: str | None = pin
         self._stamp = stamp
         self._session: pkcs11.Session | None = None
+        self._dialect: Dialect | None = None
         self.broken = False
-        self._library = self.call("load", load, parameters.path)
-        self.open()
+        self._library = self.call("load", load, parameters)
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"TokenSession({self._parameters!r})"
@@ -109,6 +124,13 @@ class TokenSession:
         return self._session
 
     @property
+    def dialect(self) -> Dialect:
+        """What the module's attributes are worth; learned with throwaway keys when first asked for."""
+        if self._dialect is None:
+            self._dialect = dialect.learn(self.call, self.raw)
+        return self._dialect
+
+    @property
     def is_open(self) -> bool:
         """Whether there is a session to work with."""
         return self._session is not None
@@ -129,6 +151,12 @@ class TokenSession:
             self._stamp("")
         raise fault  # outside the handler: the error's frames, with their arguments and open searches, end here
 
+    def wrap(self, wrapping_key: Any, key: Any, mechanism: Mechanism) -> bytes:
+        """A key wrapped under another one, by a mechanism without parameters."""
+        session: Any = self.raw  # its stub leaves `handle` out
+        handles = wrapping_key.handle, key.handle
+        return self.call("wrap", cryptoki.wrap_key, self._parameters.path, session.handle, mechanism, *handles)
+
     def destroy(self, key: Any) -> None:
         """Destroy a session object; a broken session destroys all of its own when it is closed."""
         if not self.broken:
@@ -137,20 +165,25 @@ class TokenSession:
     def renew(self) -> None:
         """Initialise the module again (one that lost its token answers from stale tables until then) and log in."""
         self.close()
-        self.call("load", self._library.reinitialize)
+        self.call("load", cryptoki.reinitialize, self._parameters.path, self._library)
         self.open()
 
     def close(self) -> None:
-        """End the session and with it every session object; where that fails, end the module, and all with it."""
+        """End the session, with it every session object, and the module: left open, another thread would end it."""
         session, self._session = self._session, None
-        if session is not None:
-            try:
-                self.call("close", session.close)
-            except ApplianceError as fault:
-                log.info("closing a broken session: %s", fault.detail)
-                with suppress(ApplianceError):
-                    self.call("close", self._library.finalize)
+        self._dialect = None
+        try:
+            self.call("close", self._leave, session)
+        except ApplianceError as fault:
+            log.info("closing a broken session: %s", fault.detail)
         self.broken = False
+
+    def _leave(self, session: pkcs11.Session | None) -> None:
+        try:
+            if session is not None:
+                session.close()
+        finally:
+            self._library.finalize()
 
     def find(self, template: Mapping[Attribute, Any], label: str, *, field: str = "") -> Any:
         """The one object of this class, type and label.
@@ -177,29 +210,48 @@ class TokenSession:
         return self.call("find", lambda: list(self.raw.get_objects(dict(template))))
 
 
-def load(path: str) -> Any:
-    """The PKCS#11 module of this path, loaded and initialised once in a process.
+def load(parameters: ModuleParameters) -> Any:
+    """The PKCS#11 module of these parameters, loaded and initialised once in a process.
 
     Raises:
-        ApplianceError: TOKEN_ABSENT.
+        ApplianceError: TOKEN_ABSENT; SETTINGS_INVALID for a module that cannot be used from here.
     """
+    path, arguments = parameters.path, parameters.arguments
     try:
-        return pkcs11.lib(path)
+        library: Any = cryptoki.argued(path, arguments) if arguments else pkcs11.lib(path)
+        library.initialize()
     except RuntimeError as error:  # PKCS11Error is one
         raise ApplianceError(
             Reason.TOKEN_ABSENT,
             f"The PKCS#11 module {path} cannot be loaded ({type(error).__name__}).",
-            hint="Check module.path in appliance.toml and install the vendor's client.",
+            hint="Check module.path and module.arguments in appliance.toml and install the vendor's client.",
             field="module.path",
         ) from None
+    if cryptoki.has_a_state_for_each_caller(path):
+        raise ApplianceError(
+            Reason.SETTINGS_INVALID,
+            f"The PKCS#11 module {path} stands for others, as p11-kit's proxy does.",
+            hint="Name the HSM's own module; what it wants of C_Initialize goes to module.arguments.",
+            field="module.path",
+        )
+    return library
 
 
 def token_fault(kind: str, error: exceptions.PKCS11Error) -> ApplianceError:
     """TOKEN_FAULT for a PKCS#11 error; carries its name, never its arguments."""
+    name = error_name(error)
     return ApplianceError(
         Reason.TOKEN_FAULT,
-        f"The HSM answered {type(error).__name__} to a {kind} call.",
+        f"The HSM answered {name} to a {kind} call.",
         hint="Repeat the call with the same request_id; if it persists, look at the HSM.",
         call=kind,
-        error=type(error).__name__,
+        error=name,
     )
+
+
+def error_name(error: exceptions.PKCS11Error) -> str:
+    """What python-pkcs11 calls the error; for those that it has no name for, the standard's name or the number."""
+    if type(error) is not exceptions.PKCS11Error:
+        return type(error).__name__
+    told = str(error)
+    return _UNNAMED.get(told) or told.partition("Unmapped error code ")[2] or type(error).__name__

@@ -12,16 +12,24 @@ from appliance.domain.package import KeyType
 
 @dataclass(frozen=True)
 class ModuleParameters:
-    """Which token to use: path of the PKCS#11 module, label (32 characters at most) and serial number of the token."""
+    """Which token to use: path of the PKCS#11 module, label (32 characters at most) and serial number of the token.
+
+    Args:
+        arguments: what the module wants of C_Initialize; most want nothing.
+    """
 
     path: str
     token_label: str
     token_serial: str
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
 class SealOrder:
-    """One key pair to make, certify, seal and destroy; counter and serial were committed for this attempt alone."""
+    """One key pair to make, certify, seal and destroy; counter and serial were committed for this attempt alone.
+
+    With an external CA serial and times are not read.
+    """
 
     sim_issuer: str
     kvn: int
@@ -37,6 +45,20 @@ class SealOrder:
     subject_common_name: str
     not_before: datetime
     not_after: datetime
+
+
+@dataclass(frozen=True)
+class CompletionOrder:
+    """What was sealed (a PendingPackage) and its certificate; `header` (E1 TLV) names key set and SIM."""
+
+    sim_issuer: str
+    header: bytes
+    wrapped_key: bytes = field(repr=False)
+    interim_mac: bytes = field(repr=False)
+    certificate: bytes = field(repr=False)
+    profile: str
+    subject_common_name: str
+    latest_end: datetime
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pkcs11
 from asn1crypto.core import ObjectIdentifier, OctetString
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pkcs11 import Attribute, MechanismFlag
+from pkcs11 import Attribute, Mechanism, MechanismFlag
 
 from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
-from appliance.hsm.keys import TEMPLATES, Role, verify_attributes
+from appliance.hsm.keys import Role, attributes, verify_attributes
 from appliance.hsm.module import TokenSession
 
 RSA_BITS = 2048
@@ -24,11 +24,11 @@ _CURVE_OIDS = {KeyType.EC_P256: "1.2.840.10045.3.1.7", KeyType.EC_P384: "1.3.132
 
 
 @contextmanager
-def generated(session: TokenSession, key_type: KeyType) -> Iterator[tuple[Any, bytes]]:
+def generated(session: TokenSession, key_type: KeyType, role: Role = Role.SUBSCRIBER) -> Iterator[tuple[Any, bytes]]:
     """A subscriber's private key (its handle) and SubjectPublicKeyInfo (DER); destroyed at the end."""
-    public, private = generate(session, key_type, Role.SUBSCRIBER)
+    public, private = generate(session, key_type, role)
     try:
-        verify_attributes(session, Role.SUBSCRIBER, private)
+        verify_attributes(session, role, private)
         verify_attributes(session, Role.PUBLIC, public)
         yield private, spki(session, key_type, public)
     finally:
@@ -36,16 +36,25 @@ def generated(session: TokenSession, key_type: KeyType) -> Iterator[tuple[Any, b
         session.destroy(public)
 
 
-def generate(session: TokenSession, key_type: KeyType, role: Role, label: str | None = None) -> tuple[Any, Any]:
+def generate(
+    session: TokenSession,
+    key_type: KeyType,
+    role: Role,
+    label: str | None = None,
+    changes: Mapping[Attribute, Any] = MappingProxyType({}),
+) -> tuple[Any, Any]:
     """The handles of a new key pair, public and private; the caller reads them back and owns them.
 
     The public half always leaves with the session: the certificate is its home.
+
+    Args:
+        changes: attributes of the private key that differ from its role's template, for throwaway keys.
     """
     options = {
         "label": label,
         "capabilities": MechanismFlag(0),
-        "public_template": dict(TEMPLATES[Role.PUBLIC].attributes),
-        "private_template": dict(TEMPLATES[role].attributes),
+        "public_template": attributes(session, Role.PUBLIC),
+        "private_template": {**attributes(session, role), **changes},
     }
     made: tuple[Any, Any]
     if key_type is KeyType.RSA_2048:
@@ -55,6 +64,11 @@ def generate(session: TokenSession, key_type: KeyType, role: Role, label: str | 
         parameters = session.raw.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)  # no module call
         made = session.call("keypair_ec", parameters.generate_keypair, **options)
     return made
+
+
+def mechanism(key_type: KeyType) -> Mechanism:
+    """What makes pairs of this type."""
+    return Mechanism.RSA_PKCS_KEY_PAIR_GEN if key_type is KeyType.RSA_2048 else Mechanism.EC_KEY_PAIR_GEN
 
 
 def spki(session: TokenSession, key_type: KeyType, public: Any) -> bytes:
@@ -71,7 +85,7 @@ def spki(session: TokenSession, key_type: KeyType, public: Any) -> bytes:
             modulus, exponent = (int.from_bytes(value, "big") for value in values)
             key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = rsa.RSAPublicNumbers(exponent, modulus).public_key()
         else:
-            key = ec.EllipticCurvePublicKey.from_encoded_point(CURVES[key_type], OctetString.load(values[0]).native)
+            key = ec.EllipticCurvePublicKey.from_encoded_point(CURVES[key_type], _point(values[0], CURVES[key_type]))
     except (KeyError, TypeError, ValueError):
         raise ApplianceError(
             Reason.TOKEN_FAULT,
@@ -80,3 +94,9 @@ def spki(session: TokenSession, key_type: KeyType, public: Any) -> bytes:
             call="read",
         ) from None
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _point(value: bytes, curve: ec.EllipticCurve) -> bytes:
+    """EC_POINT: an OCTET STRING with the point (v2.40 mechanisms, 2.3.3), or on some modules the point itself."""
+    coordinate = (curve.key_size + 7) // 8
+    return value if len(value) == 1 + 2 * coordinate else bytes(OctetString.load(value, strict=True).native)

@@ -1,6 +1,7 @@
 """A throwaway SoftHSM token as ceremonies leave it, and what a test may do to it behind the appliance's back."""
 
 import ctypes
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,12 @@ from appliance.ceremony.masters import form_masters
 from appliance.demo import published
 from appliance.domain.keyset import Channel, KeySet, KeySetState, MasterKey, SimIssuer
 from appliance.domain.package import KeyType
-from appliance.domain.profile import CertificateProfile
+from appliance.domain.profile import CaMode, CertificateProfile
 from appliance.domain.sim import Iccid
 from appliance.hsm.engine import Engine
 from appliance.hsm.keys import TEMPLATES, Role
 from appliance.hsm.making import initialise_token
-from appliance.hsm.module import TokenSession
+from appliance.hsm.module import TokenSession, load
 from appliance.hsm.orders import ModuleParameters, SealOrder
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import Memory, State
@@ -62,6 +63,11 @@ def profile(name: str, ca_label: str = "", **changes: Any) -> CertificateProfile
         "ca_certificate": Path("unused.pem"),
     }
     return CertificateProfile(**{**values, **changes})
+
+
+def external_profile(name: str) -> CertificateProfile:
+    """The same under an external CA."""
+    return dataclasses.replace(profile(name), ca_mode=CaMode.EXTERNAL, ca_label="")
 
 
 def order(key_type: KeyType = KeyType.EC_P256, **changes: Any) -> SealOrder:
@@ -119,6 +125,7 @@ class Site:
     bind: MasterKey
     chan: MasterKey
     authorities: Mapping[str, bytes]
+    pin: str = PIN
 
     def issuer(self, *key_sets: KeySet) -> SimIssuer:
         """The SIM issuer with these key sets, else with its own."""
@@ -140,18 +147,21 @@ class Site:
         self,
         *issuers: SimIssuer,
         profiles: Mapping[str, bytes] | None = None,
-        pin: str = PIN,
+        external: Mapping[str, bytes] | None = None,
+        pin: str | None = None,
         module: ModuleParameters | None = None,
         calls: Calls | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> Iterator[Engine]:
-        """An engine on this token."""
+        """An engine on this token; `profiles` by name with their CA certificates, `external` those of external CAs."""
         certificates = self.authorities if profiles is None else profiles
+        declared = [(profile(name), certificate) for name, certificate in certificates.items()]
+        declared += [(external_profile(name), certificate) for name, certificate in (external or {}).items()]
         engine = Engine.start(
             module or self.module,
             issuers or (self.issuer(),),
-            [(profile(name), certificate) for name, certificate in certificates.items()],
-            pin,
+            declared,
+            self.pin if pin is None else pin,
             clock=clock,
             stamp=calls or Calls(),
         )
@@ -163,7 +173,7 @@ class Site:
     @contextmanager
     def session(self, calls: Calls | None = None) -> Iterator[TokenSession]:
         """A ceremony's session."""
-        session = TokenSession(self.module, PIN, calls or Calls())
+        session = TokenSession(self.module, self.pin, calls or Calls())
         try:
             yield session
         finally:
@@ -172,9 +182,9 @@ class Site:
     @contextmanager
     def backstage(self) -> Iterator[pkcs11.Session]:
         """Another session of this process, which sees every session object; logged in as the process is, or newly."""
-        token = pkcs11.lib(MODULE).get_token(token_label=self.module.token_label)
+        token = load(self.module).get_token(token_label=self.module.token_label)
         try:
-            session = token.open(rw=True, user_pin=PIN)
+            session = token.open(rw=True, user_pin=self.pin)
         except pkcs11.UserAlreadyLoggedIn:
             session = token.open(rw=True)
         with session:
@@ -219,7 +229,7 @@ class Site:
     def copied(self, directory: Path) -> "Site":
         """The same token in another directory."""
         shutil.copytree(self.directory / "tokens", directory / "tokens")
-        return Site(directory, self.module, self.bind, self.chan, self.authorities)
+        return dataclasses.replace(self, directory=directory)
 
 
 def use(directory: Path, environment: Callable[[str, str], None]) -> None:
@@ -238,8 +248,12 @@ def use(directory: Path, environment: Callable[[str, str], None]) -> None:
 
 def build(directory: Path) -> Site:
     """Hold the ceremonies on a new token."""
-    token = initialise_token(MODULE, LABEL, published.SO_PIN, PIN)
-    session = TokenSession(token, PIN, Calls())
+    return hold_ceremonies(directory, initialise_token(MODULE, LABEL, published.SO_PIN, PIN), PIN)
+
+
+def hold_ceremonies(directory: Path, token: ModuleParameters, pin: str) -> Site:
+    """Make every key on an initialised token."""
+    session = TokenSession(token, pin, Calls())
     try:
         bind, chan = form_masters(
             session, ISSUER, published.KVN, published.components("KM-BIND"), published.components("KM-CHAN")
@@ -253,4 +267,4 @@ def build(directory: Path) -> Site:
         }
     finally:
         session.close()
-    return Site(directory, token, bind, chan, authorities)
+    return Site(directory, token, bind, chan, authorities, pin)

@@ -18,7 +18,8 @@ PERMITTED: Mapping[Role, str] = {
     Role.KM_CHAN: "DERIVE",
     Role.ISSUING_CA: "SIGN",
     Role.SUBSCRIBER: "",
-    Role.PUBLIC: "",
+    Role.REQUESTING_SUBSCRIBER: "SIGN",
+    Role.PUBLIC: "VERIFY",
     Role.WRAP_DERIVER: "DERIVE",
     Role.WRAP: "WRAP",
     Role.CMAC: "SIGN",
@@ -26,7 +27,7 @@ PERMITTED: Mapping[Role, str] = {
     Role.READABLE: "",
 }
 READABLE = {Role.PROBE, Role.READABLE}
-EXTRACTABLE = READABLE | {Role.SUBSCRIBER}
+EXTRACTABLE = READABLE | {Role.SUBSCRIBER, Role.REQUESTING_SUBSCRIBER}
 ON_TOKEN = {Role.KM_BIND, Role.KM_CHAN, Role.ISSUING_CA}
 
 every_role = pytest.mark.parametrize("role", Role, ids=lambda role: role.name)

@@ -1,12 +1,16 @@
 """Making tokens and long-lived keys: nothing is overwritten, and what does not pass its checks does not stay."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pkcs11
 import pytest
 from pkcs11 import Attribute
 
+from appliance.ceremony.authority import make_issuing_ca
+from appliance.ceremony.masters import form_masters
+from appliance.demo import published
 from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import TEMPLATES, Role, Template
@@ -61,19 +65,32 @@ def test_master_of_an_existing_label_is_refused_and_the_old_one_stays(site: Site
         assert engine.key_sets
 
 
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def both_masters(session: TokenSession) -> object:
+    return form_masters(session, "new", 1, published.components("KM-BIND"), published.components("KM-CHAN"))
+
+
 MAKES: dict[str, tuple[Role, Callable[[TokenSession], object]]] = {
     "master": (Role.KM_BIND, lambda session: import_master(session, Role.KM_BIND, "NEW", bytearray(range(32)))),
+    "both masters": (Role.KM_CHAN, both_masters),
     "CA key": (Role.ISSUING_CA, lambda session: generate_ca_key(session, "NEW", KeyType.EC_P256)),
+    "issuing CA": (
+        Role.ISSUING_CA,
+        lambda session: make_issuing_ca(session, "NEW", KeyType.EC_P256, "TEST", "NEW", NOW, NOW + timedelta(days=1)),
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", MAKES)
-def test_key_that_reads_back_otherwise_is_destroyed_again(
+def test_key_that_reads_back_otherwise_is_destroyed_again_and_all_that_goes_with_it(
     site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A real module honours the template, so the expectation is the wrong one: an imported key made on the token…"""
     role, make = MAKES[kind]
-    wrong = {Attribute.LOCAL: role is Role.KM_BIND, Attribute.NEVER_EXTRACTABLE: False}
+    imported = role is not Role.ISSUING_CA
+    wrong = {Attribute.LOCAL: imported, Attribute.NEVER_EXTRACTABLE: False}
     monkeypatch.setitem(TEMPLATES, role, Template(TEMPLATES[role].attributes, wrong))
     with site.session() as session:
         before = labels(session)
@@ -86,15 +103,18 @@ def test_key_that_reads_back_otherwise_is_destroyed_again(
 # python-pkcs11 ends a search in a destructor, which complains when the session is gone.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", MAKES)
-def test_key_whose_making_loses_the_session_at_any_call_does_not_stay(site: Site, calls: Calls, kind: str) -> None:
+def test_what_loses_the_session_at_any_call_since_its_making_does_not_stay(site: Site, calls: Calls, kind: str) -> None:
     _, make = MAKES[kind]
     with site.session(calls) as session:
         before = labels(session)
         calls.kinds.clear()
         make(session)
         every_call = list(calls.kinds)
-        site.destroy_key("NEW")
-        for number, name in enumerate(every_call, 1):
+        for label in labels(session) - before:
+            site.destroy_key(label)
+        first = every_call.index("create" if "create" in every_call else "keypair_ec")
+        session.renew()  # so that the module is learned anew, as in the first run
+        for number, name in enumerate(every_call[first:], first + 1):
             calls.before(number, site.close_all_sessions)
             with pytest.raises(ApplianceError) as fault:
                 make(session)
@@ -102,3 +122,18 @@ def test_key_whose_making_loses_the_session_at_any_call_does_not_stay(site: Site
             session.renew()
             assert labels(session) == before, (number, name)
             assert site.session_objects() == 0
+
+
+def test_what_may_have_stayed_is_named_where_the_token_is_gone(site: Site, calls: Calls, tmp_path: Path) -> None:
+    def vanish() -> None:
+        site.close_all_sessions()
+        (site.directory / "tokens").rename(tmp_path / "away")
+        (site.directory / "tokens").mkdir()
+
+    with site.session(calls) as session:
+        calls.before("create", vanish)
+        with pytest.raises(ApplianceError) as refused:
+            both_masters(session)
+    assert refused.value.reason is Reason.TOKEN_ABSENT
+    assert "KM-BIND/new/01, KM-CHAN/new/01" in refused.value.detail
+    assert "Destroy" in refused.value.hint

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pkcs11
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap_with_padding, aes_key_wrap_with_padding
@@ -14,9 +15,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pkcs11 import Attribute, Mechanism
 
+from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
-from appliance.hsm import probe
-from appliance.hsm.module import TokenSession
+from appliance.hsm import pairs, probe
+from appliance.hsm.module import TokenSession, token_fault
 from tests.hsm.site import PIN, Calls, Site
 
 
@@ -29,7 +31,8 @@ class LyingModule(TokenSession):
     def __init__(self, site: Site, kind: str, lie: Callable[[bytes, Any], Any]) -> None:
         self._kind, self._lie = kind, lie
         self._key = b""
-        super().__init__(site.module, PIN, Calls())
+        self.calls = Calls()
+        super().__init__(site.module, PIN, self.calls)
 
     def call(self, kind: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if kind == "probe" and arguments:
@@ -56,9 +59,10 @@ def rewrap(encode: Callable[[ec.EllipticCurvePrivateKey], bytes]) -> Callable[[b
     return lambda key, wrapped: aes_key_wrap_with_padding(key, encode(unwrapped(key, wrapped)))
 
 
-def test_mechanism_is_chosen_by_behaviour_and_nothing_is_left(site: Site) -> None:
-    with site.session() as session:
+def test_mechanism_is_chosen_by_behaviour_and_nothing_is_left(site: Site, calls: Calls) -> None:
+    with site.session(calls) as session:
         assert probe.prove_mechanisms(session) is Mechanism.AES_KEY_WRAP_PAD
+        assert calls.kinds.count("login") == 1, "the number that the module lists is tried first, and breaks nothing"
         assert site.session_objects() == 0
 
 
@@ -69,9 +73,6 @@ HONEST: dict[str, Callable[[ec.EllipticCurvePrivateKey], bytes]] = {
 LIES: dict[str, tuple[str, Callable[[bytes, Any], Any], str]] = {
     "derives another key": ("read", flip, "AES_ECB_ENCRYPT_DATA"),
     "gives another MAC": ("mac", flip, "AES_CMAC"),
-    "does not list the wrap mechanisms": (
-        "probe", lambda _, answer: set() if isinstance(answer, set) else answer, "AES_KEY_WRAP_KWP"
-    ),
     "wraps with a broken check": ("wrap", flip, "AES_KEY_WRAP_KWP"),
     "wraps nothing": ("wrap", lambda *_: b"", "AES_KEY_WRAP_KWP"),
     "wraps another key": (
@@ -85,6 +86,27 @@ LIES: dict[str, tuple[str, Callable[[bytes, Any], Any], str]] = {
         "wrap", rewrap(lambda secret: encoded(secret) + bytes(8)), "AES_KEY_WRAP_KWP"
     ),
 }  # fmt: skip
+
+
+def listing(*mechanisms: Mechanism) -> Callable[[bytes, Any], Any]:
+    """The module lists these mechanisms."""
+    return lambda _, answer: set(mechanisms) if isinstance(answer, set) else answer
+
+
+LISTS: dict[str, tuple[Mechanism, ...]] = {
+    "nothing": (),
+    "both numbers": probe.WRAP_CANDIDATES,
+    "only the number that it refuses": (Mechanism.AES_KEY_WRAP_KWP,),
+}
+
+
+@pytest.mark.parametrize("lists", LISTS)
+def test_mechanism_is_tried_whatever_the_module_lists_and_whatever_the_other_number_did(site: Site, lists: str) -> None:
+    session = LyingModule(site, "list", listing(*LISTS[lists]))
+    assert probe.prove_mechanisms(session) is Mechanism.AES_KEY_WRAP_PAD
+    assert not session.broken
+    assert site.session_objects() == 0
+    session.close()
 
 
 @pytest.mark.parametrize("quirk", HONEST)
@@ -101,7 +123,7 @@ def test_module_that_behaves_otherwise_is_refused_by_mechanism(site: Site, behav
     with pytest.raises(ApplianceError) as refused:
         probe.prove_mechanisms(session)
     assert (refused.value.reason, refused.value.facts["mechanism"]) == (Reason.MECHANISM_MISSING, mechanism)
-    assert site.session_objects() == 0
+    assert session.broken or site.session_objects() == 0
     session.close()
 
 
@@ -128,18 +150,99 @@ def test_mechanism_that_is_something_else_is_passed_over(site: Site, monkeypatch
         assert probe.prove_mechanisms(session) is Mechanism.AES_KEY_WRAP_PAD
 
 
-@pytest.mark.parametrize(
-    ("only", "named"),
-    [(Mechanism.AES_KEY_WRAP, "AES_KEY_WRAP_KWP"), (Mechanism.AES_CBC_PAD, "AES_CBC_PAD")],
-    ids=["something else", "refused by the module"],
-)
-def test_module_without_the_wrap_mechanism_is_refused(
-    site: Site, monkeypatch: pytest.MonkeyPatch, only: Mechanism, named: str
+def test_module_without_the_wrap_mechanism_is_refused_in_one_line_that_tells_of_each_number(
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "WRAP_CANDIDATES", (only,))
+    monkeypatch.setattr(probe, "WRAP_CANDIDATES", (Mechanism.AES_KEY_WRAP, Mechanism.AES_CBC_PAD))
     with site.session() as session, pytest.raises(ApplianceError) as refused:
         probe.prove_mechanisms(session)
-    assert (refused.value.reason, refused.value.facts["mechanism"]) == (Reason.MECHANISM_MISSING, named)
+    assert refused.value.reason is Reason.MECHANISM_MISSING
+    assert refused.value.detail == (
+        "CKM_AES_KEY_WRAP (0x2109) cannot be used: it is not RFC 5649 over PKCS#8. "
+        "CKM_AES_CBC_PAD (0x1085) cannot be used: the module answered MechanismInvalid."
+    )
+
+
+class RefusingModule(TokenSession):
+    """The real module, but each call of one kind ends in an error; a fake, because no module at hand gives all of them.
+
+    A session that is broken stays as it is: there is nothing in it to repair.
+    """
+
+    def __init__(self, site: Site, kind: str, error: str) -> None:
+        self._refused, self._error = kind, error
+        super().__init__(site.module, PIN, Calls())
+
+    def call(self, kind: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if kind == self._refused:
+            self.broken = True
+            raise token_fault(kind, getattr(pkcs11, self._error)())
+        return super().call(kind, function, *arguments, **options)
+
+
+NEEDS = {
+    "learn": "AES_KEY_GEN",
+    "derive": "AES_ECB_ENCRYPT_DATA",
+    "mac": "AES_CMAC",
+    "keypair_ec": "EC_KEY_PAIR_GEN",
+    "wrap": "AES_KEY_WRAP_KWP",
+}
+PERSISTENT = [
+    *("FunctionNotSupported", "MechanismInvalid", "MechanismParamInvalid", "KeyTypeInconsistent", "KeySizeRange"),
+    *("AttributeTypeInvalid", "AttributeValueInvalid", "TemplateInconsistent", "KeyUnextractable"),
+]
+PASSING = ["DeviceError", "DeviceRemoved", "FunctionFailed", "GeneralError", "SessionHandleInvalid", "HostMemory"]
+
+
+@pytest.mark.parametrize("kind", NEEDS)
+@pytest.mark.parametrize("error", ["MechanismInvalid", "TemplateInconsistent"])
+def test_refusal_of_any_step_names_its_mechanism(site: Site, kind: str, error: str) -> None:
+    session = RefusingModule(site, kind, error)
+    with pytest.raises(ApplianceError) as refused:
+        probe.prove_mechanisms(session)
+    assert (refused.value.reason, refused.value.facts["mechanism"]) == (Reason.MECHANISM_MISSING, NEEDS[kind])
+    assert f"(0x{Mechanism[NEEDS[kind]]:X})" in refused.value.detail
+    assert error in refused.value.detail
+    session.close()
+
+
+@pytest.mark.parametrize("error", [*PERSISTENT, *PASSING])
+def test_error_is_a_verdict_on_the_module_only_if_it_would_come_again(site: Site, error: str) -> None:
+    session = RefusingModule(site, "derive", error)
+    with pytest.raises(ApplianceError) as refused:
+        probe.prove_mechanisms(session)
+    assert refused.value.reason is (Reason.MECHANISM_MISSING if error in PERSISTENT else Reason.TOKEN_FAULT)
+    session.close()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_rsa_key_pair_is_made_only_where_the_module_does_not_list_it(site: Site, listed: bool) -> None:
+    session = LyingModule(site, "list", lambda _, answer: listed if isinstance(answer, bool) else answer)
+    probe.prove_mechanisms(session)
+    assert session.calls.kinds.count("keypair_rsa") == (not listed)
+    session.close()
+
+
+def test_listed_mechanism_counts_only_with_the_key_size(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bits, made in ((2048, 0), (32768, 1)):
+        monkeypatch.setattr(pairs, "RSA_BITS", bits)
+        session = RefusingModule(site, "keypair_rsa", "KeySizeRange")
+        if made:
+            with pytest.raises(ApplianceError) as refused:
+                probe.prove_pairs(session, KeyType.RSA_2048)
+            assert refused.value.facts["mechanism"] == "RSA_PKCS_KEY_PAIR_GEN"
+        else:
+            probe.prove_pairs(session, KeyType.RSA_2048)
+        session.close()
+
+
+def test_key_types_that_nobody_asked_for_are_not_tried(site: Site, calls: Calls) -> None:
+    with site.session(calls) as session:
+        probe.prove_mechanisms(session, ())
+        without = calls.kinds.count("keypair_ec")
+        calls.kinds.clear()
+        probe.prove_mechanisms(session, (KeyType.EC_P384,))
+        assert calls.kinds.count("keypair_ec") == without + 1
 
 
 def test_fault_while_probing_is_a_fault_and_no_verdict_on_the_module(site: Site, calls: Calls) -> None:
