@@ -20,7 +20,9 @@ COMMANDS = {
     "run": Command("appliance.node", "start vaults and front together as one user (demo and tests)"),
     "vaults": Command("appliance.supervisor", "ask for the PIN and keep the vault processes running"),
     "serve": Command("appliance.server.main", "serve the public API (the front: no PIN, no PKCS#11)"),
+    "health": Command("appliance.server.probe", "tell whether the front or the vaults of this node serve"),
     "ledger": Command("appliance.ledger.command", "make or migrate the ledger, look at it, check it, back it up"),
+    "hsm": Command("appliance.hsm.check.command", "examine the HSM in use, and try the known attacks on it"),
     "vsim": Command("appliance.vsim.command", "a virtual SIM: personalise, play scripts, sign, attach to pcscd"),
     "demo": Command("appliance.demo.command", "make a throwaway appliance and play the whole path on it"),
 }

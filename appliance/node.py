@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from appliance.supervisor import FINAL, PinUnavailable, ask_pin, harden, read_pin, wipe
+from appliance.pin import PinUnavailable, ask_pin, read_pin, wipe
+from appliance.supervisor import FINAL, harden
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,13 +15,11 @@ settings a vault tells it (`python -m appliance.vault.plan`). The rules:
 import argparse
 import contextlib
 import ctypes
-import getpass
 import json
 import os
 import resource
 import selectors
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -29,6 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+from appliance.pin import PinUnavailable, add_pin_options, take_pin, wipe
 
 FINAL = 78
 """Exit code (EX_CONFIG) of a vault, and of the supervisor: start none again until a person has acted."""
@@ -40,14 +40,9 @@ LOGIN = "login"
 OTHER = "other"
 """Key of the limit for every kind that has none of its own."""
 
-PIN_BYTES = 255
 _PR_SET_DUMPABLE = 4
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 10.0  # seconds before a vault that did not get ready is started again
 _LINE_BYTES = 4096  # no line of a vault is longer
-
-
-class PinUnavailable(Exception):  # noqa: N818 (a state of the world that callers handle, not a defect)
-    """The PIN could not be read; the message says why and never holds any of it."""
 
 
 def harden() -> None:
@@ -55,68 +50,6 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE) failed")
-
-
-def wipe(secret: bytearray) -> None:
-    """Overwrites a secret in place."""
-    secret[:] = bytes(len(secret))
-
-
-def ask_pin() -> bytearray:
-    """The PIN as it is typed at the terminal, unseen; the caller wipes it."""
-    try:
-        return _checked(bytearray(getpass.getpass("PIN of the token: "), "utf-8"))
-    except EOFError:
-        raise PinUnavailable("Nobody is there to type the PIN: hand it over as --help says.") from None
-
-
-def read_pin(fd: int) -> bytearray:
-    """The first line behind a descriptor, without its newline; the caller wipes it. Nothing may follow the line."""
-    buffer, used = bytearray(PIN_BYTES + 2), 0
-    try:
-        with memoryview(buffer) as view:
-            while b"\n" not in buffer and used < len(buffer) and (count := os.readv(fd, [view[used:]])):
-                used += count
-        pin = buffer[:used].partition(b"\n")[0].removesuffix(b"\r")
-    except OSError as error:
-        raise PinUnavailable(f"The PIN cannot be read: {error.strerror}.") from error
-    finally:
-        wipe(buffer)
-    return _checked(pin)
-
-
-def _checked(pin: bytearray) -> bytearray:
-    if not 0 < len(pin) <= PIN_BYTES:
-        wipe(pin)
-        raise PinUnavailable(f"The PIN is empty or longer than {PIN_BYTES} bytes.")
-    return pin
-
-
-def read_pin_file(path: Path) -> bytearray:
-    """The PIN from a regular file of this user that nobody else may read, and that is on no disk."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise PinUnavailable(f"The PIN file cannot be opened: {error.strerror}.") from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise PinUnavailable("The PIN file must be a regular file, owned by this user, with mode 0400 or 0600.")
-        if _file_system(status.st_dev) not in {"tmpfs", "ramfs"}:
-            raise PinUnavailable("The PIN file must be on a tmpfs, such as /run, where it never reaches a disk.")
-        return read_pin(fd)
-    finally:
-        os.close(fd)
-
-
-def _file_system(device: int) -> str:
-    """Type of the mounted file system with this device number; "" where it is not listed (proc(5), mountinfo)."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        mount, _, source = line.partition(" - ")
-        if mount.split()[2] == number:
-            return source.split()[0]
-    return ""
 
 
 def log_to_stderr(event: str, **facts: object) -> None:
@@ -360,21 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Ask for the PIN and keep the vaults running until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="appliance vaults", description=main.__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the appliance's settings, appliance.toml")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--pin-fd", type=int, metavar="N", help="read the PIN from this open file descriptor")
-    source.add_argument("--pin-file", type=Path, metavar="FILE", help="read the PIN from an owner-only file on tmpfs")
+    add_pin_options(parser)
     arguments = parser.parse_args(argv)
     harden()
     config = arguments.config.resolve()
     count, limits = _plan(config)
     try:
-        if arguments.pin_file is not None:
-            pin = read_pin_file(arguments.pin_file)
-        elif arguments.pin_fd is not None:
-            pin = read_pin(arguments.pin_fd)
-            os.close(arguments.pin_fd)
-        else:
-            pin = ask_pin()
+        pin = take_pin(arguments)
     except PinUnavailable as error:
         sys.stderr.write(f"appliance vaults: {error}\n")
         return FINAL

@@ -51,7 +51,9 @@ def test_a_command_does_not_load_the_parts_of_others(name: str) -> None:
         "vaults": set[str](),
         "run": set[str](),
         "serve": {"sqlalchemy", "grpc"},
+        "health": {"grpc"},
         "ledger": {"sqlalchemy"},
+        "hsm": {"pkcs11"},
         "demo": {"pkcs11", "grpc"},
     }[name]
     code = (

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance import supervisor
-from appliance.supervisor import FINAL, OTHER, RETRY, PinUnavailable, Supervisor, read_pin, read_pin_file
+from appliance.supervisor import FINAL, OTHER, RETRY, Supervisor
 
 PIN = b"do-not-log-7319"
-PROMPT = "PIN of the token: "
 WAIT = 30.0  # seconds until a test gives up on an event
 
 # Every child: the first line is the PIN; `say` writes a status line; `until_eof` waits for the lifeline's end.
@@ -246,11 +244,12 @@ def test_a_command_that_cannot_be_started_is_tried_again() -> None:
 MAIN = """
 import os, signal, sys
 from appliance import supervisor
+from appliance.pin import read_pin
 supervisor.harden()
 child = [sys.executable, "-c", sys.argv[1]]
 running = supervisor.Supervisor(lambda slot, generation: [*child, str(slot), str(generation)], 2, {"other": 5})
 signal.signal(signal.SIGTERM, lambda *_: running.stop())
-sys.exit(running.run(supervisor.read_pin(0)))
+sys.exit(running.run(read_pin(0)))
 """
 
 
@@ -315,81 +314,6 @@ def test_the_supervisor_leaves_no_core_and_belongs_to_root_in_proc(process: "sub
         "0",
     ]
     assert Path(f"/proc/{process.pid}/mem").stat().st_uid == 0  # PR_SET_DUMPABLE 0: proc(5)
-
-
-@pytest.fixture
-def tmpfs_file() -> Iterator[Path]:
-    path = Path(f"/dev/shm/supervisor-test-{os.getpid()}-{threading.get_ident()}")  # noqa: S108 (a tmpfs is the point)
-    path.write_bytes(PIN + b"\n")
-    path.chmod(0o400)
-    yield path
-    path.unlink()
-
-
-def test_the_pin_is_read_from_an_owner_only_file_on_tmpfs(tmpfs_file: Path) -> None:
-    assert read_pin_file(tmpfs_file) == PIN
-
-
-def test_a_pin_file_that_others_may_read_is_refused(tmpfs_file: Path) -> None:
-    tmpfs_file.chmod(0o440)
-    with pytest.raises(PinUnavailable, match="0400"):
-        read_pin_file(tmpfs_file)
-
-
-def test_a_link_to_a_pin_file_is_refused(tmpfs_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmpfs_file)
-    with pytest.raises(PinUnavailable, match="cannot be opened"):
-        read_pin_file(tmp_path / "link")
-
-
-def test_a_pin_file_on_a_disk_is_refused(tmpfs_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_file_system", lambda _device: "ext4")  # this machine may have no disk to show
-    with pytest.raises(PinUnavailable, match="tmpfs"):
-        read_pin_file(tmpfs_file)
-
-
-@pytest.mark.parametrize(
-    ("given", "pin"),
-    [(b"1234\n", b"1234"), (b"1234", b"1234"), (b"12 34\r\n", b"12 34"), (b"x" * 255 + b"\n", b"x" * 255)],
-)
-def test_a_pin_is_one_line(given: bytes, pin: bytes) -> None:
-    assert from_pipe(given) == pin
-
-
-@pytest.mark.parametrize("given", [b"", b"\n", b"x" * 256 + b"\n", b"x" * 1000])
-def test_an_empty_or_endless_pin_is_refused(given: bytes) -> None:
-    with pytest.raises(PinUnavailable, match="255"):
-        from_pipe(given)
-
-
-def test_a_descriptor_that_is_not_open_gives_no_pin() -> None:
-    with pytest.raises(PinUnavailable, match="Bad file descriptor"):
-        read_pin(-1)
-
-
-@pytest.mark.parametrize(("typed", "told"), [(b"\n", "The PIN is empty"), (b"\x04", "Nobody is there")])
-def test_a_terminal_at_which_no_pin_is_typed_gives_none(typed: bytes, told: str) -> None:
-    ours, theirs = os.openpty()
-    code = "from appliance.supervisor import ask_pin; ask_pin()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=theirs, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as asking:
-        assert asking.stderr is not None
-        assert asking.stderr.read(len(PROMPT)) == PROMPT  # what is typed before it is thrown away
-        os.write(ours, typed)
-        assert f"PinUnavailable: {told}" in asking.stderr.read()
-    os.close(ours)
-    os.close(theirs)
-
-
-def from_pipe(given: bytes) -> bytes:
-    reader, writer = os.pipe()
-    try:
-        os.write(writer, given)
-        os.close(writer)
-        return bytes(read_pin(reader))
-    finally:
-        os.close(reader)
 
 
 def test_the_supervisor_loads_nothing_but_the_standard_library() -> None:
