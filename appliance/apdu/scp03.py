@@ -160,6 +160,8 @@ def capacity(level: int, mode: Mode) -> int:
 class SecureChannel:
     """The host's end of one session: `external_authenticate` once, then `wrap` and `unwrap` in the order of sending.
 
+    Where a script was wrapped earlier, `follow` takes the place of `wrap`.
+
     Args:
         keys: of this session.
         level: one of `LEVELS`.
@@ -208,6 +210,13 @@ class SecureChannel:
             cipher = Cipher(AES(self._keys.s_enc), CBC(self._icv())).encryptor()
             data = cipher.update(_pad(data)) + cipher.finalize()
         return self._with_mac(header, data) + le
+
+    def follow(self, wrapped: bytes) -> None:
+        """Moves the session on by a command that `wrap` of a session with the same keys made earlier."""
+        if self._counter is None:
+            raise RuntimeError("EXTERNAL AUTHENTICATE comes first")
+        self._counter += 1
+        self._chain = _cmac(self._keys.s_mac, self._chain + wrapped[: 5 + wrapped[4] - self._mode])
 
     def unwrap(self, response: bytes) -> bytes:
         """The response to the last wrapped command, verified and decrypted (GPC Amendment D, 6.2.5 and 6.2.7).

@@ -18,6 +18,8 @@ MAX_BLOCKS: Final = 256
 """P2 of STORE DATA counts from 00 to FF."""
 RECEIPT_PART: Final = 128
 """Bytes of the receipt in one GET DATA, DF21 onwards."""
+MAX_COMMANDS: Final = MAX_BLOCKS + 8
+"""Four before the blocks, a SELECT and at most three GET DATA behind them."""
 SW_SUCCESS: Final = 0x9000
 
 _BER_TLV_ENCRYPTED: Final = 0x30
@@ -37,10 +39,34 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Script:
-    """The commands in the order of sending; any other status word ends the delivery."""
+class Part:
+    """The commands for the application `aid`. The first one selects it; `addressed` leaves that one out."""
 
+    aid: bytes
     commands: tuple[Command, ...]
+
+    @property
+    def addressed(self) -> tuple[Command, ...]:
+        """The commands where the carrier selects the application by its AID or TAR."""
+        return self.commands[1:]
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the security domain gets, then what the applet gets; any other status word ends the delivery."""
+
+    security_domain: Part
+    applet: Part
+
+    @property
+    def parts(self) -> tuple[Part, Part]:
+        """In the order of sending."""
+        return self.security_domain, self.applet
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """In the order of sending."""
+        return self.security_domain.commands + self.applet.commands
 
     def text(self) -> str:
         """One command a line, as hex bytes with spaces: `scriptor` (pcsc-tools) plays it as it is."""
@@ -97,19 +123,14 @@ def render(package: bytes, key_type: KeyType, applet_aid: bytes, channel: Channe
             blocks=len(blocks),
         )
     session = SecureChannel(channel.keys, channel.level, channel.mode)
-    commands = list(_open(channel))
     authenticate = session.external_authenticate(channel.host_challenge, channel.card_challenge)
-    commands.append(Command(authenticate, "EXTERNAL AUTHENTICATE"))
-    commands += (
+    wrapped = (
         Command(session.wrap(apdu), purpose) for apdu, purpose in _personalize(blocks, applet_aid, channel.level)
     )
-    commands.append(Command(bytes((0x00, 0xA4, 0x04, 0x0C, len(applet_aid))) + applet_aid, "SELECT applet"))
-    parts = -(-RECEIPT_LENGTHS[key_type] // RECEIPT_PART)
-    commands += (
-        Command(bytes((0x80, 0xCA, 0xDF, 0x20 + part, 0x00)), f"GET DATA receipt {part}/{parts}")
-        for part in range(1, parts + 1)
+    return Script(
+        Part(channel.ssd_aid, (*_open(channel), Command(authenticate, "EXTERNAL AUTHENTICATE"), *wrapped)),
+        Part(applet_aid, tuple(_read_receipt(applet_aid, key_type))),
     )
-    return Script(tuple(commands))
 
 
 def _open(channel: Channel) -> Iterator[Command]:
@@ -130,3 +151,11 @@ def _personalize(blocks: list[bytes], applet_aid: bytes, level: int) -> Iterator
         last = _LAST_BLOCK if number == len(blocks) - 1 else 0
         store = bytes((0x80, 0xE2, p1 | last, number, len(block))) + block
         yield store + (_LE_ALL if with_response else b""), f"STORE DATA {number + 1}/{len(blocks)}"
+
+
+def _read_receipt(applet_aid: bytes, key_type: KeyType) -> Iterator[Command]:
+    """SELECT, which ends the channel, and GET DATA (card-side.md): the receipt needs no channel around it."""
+    yield Command(bytes((0x00, 0xA4, 0x04, 0x0C, len(applet_aid))) + applet_aid, "SELECT applet")
+    parts = -(-RECEIPT_LENGTHS[key_type] // RECEIPT_PART)
+    for part in range(1, parts + 1):
+        yield Command(bytes((0x80, 0xCA, 0xDF, 0x20 + part, 0x00)), f"GET DATA receipt {part}/{parts}")

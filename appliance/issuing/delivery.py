@@ -4,24 +4,31 @@ A TSM sees the issuances of the SIM issuers that it serves; any other does not e
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from appliance.apdu import expanded, played
 from appliance.apdu.scp03 import Mode
-from appliance.apdu.script import Channel, Script, render
+from appliance.apdu.script import MAX_COMMANDS, RECEIPT_PART, Channel, Script, render
+from appliance.domain import keyset
 from appliance.domain.derivation import MAX_SEQUENCE_COUNTER
 from appliance.domain.issuance import IssuanceRecord, Move, next_state, not_found
-from appliance.domain.keyset import SimIssuer
-from appliance.domain.receipt import split_receipt
+from appliance.domain.receipt import RECEIPT_LENGTHS, split_receipt
 from appliance.domain.request import call_digest, validate_issuance_name, validate_request_id
+from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
-from appliance.issuing.vaults import VaultLost, Vaults
+from appliance.issuing.vaults import Vaults, retried
 from appliance.ledger import Ledger
 
-MAX_LOST: Final = 3
-"""Vaults that may die over one call, as for an issuance."""
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class Played:
+    """A script that was played, as PlayedScript of delivery.proto tells it."""
+
+    request_id: str
+    sequence_counter: int
+    responses: Sequence[bytes]
+    remote_responses: Sequence[bytes]
 
 
 class Delivery:
@@ -40,7 +47,7 @@ class Delivery:
         ledger: Ledger,
         vaults: Vaults,
         *,
-        issuers: Mapping[str, SimIssuer],
+        issuers: Mapping[str, keyset.SimIssuer],
         content_key: bytes,
         answer: Callable[[IssuanceRecord], bytes],
         challenge: Callable[[int], bytes] = secrets.token_bytes,
@@ -69,40 +76,19 @@ class Delivery:
         """
         validate_request_id(request_id)
         issuance = validate_issuance_name(name, "issuance")
-        if not 1 <= sequence_counter <= MAX_SEQUENCE_COUNTER:
-            raise ApplianceError(
-                Reason.FIELD_INVALID,
-                f"The sequence counter {sequence_counter} lies outside 1 to {MAX_SEQUENCE_COUNTER}.",
-                hint="Send the SIM's last counter plus one; a fresh SIM's first is 1.",
-                field="sequence_counter",
-            )
+        _check_counter(sequence_counter, "sequence_counter")
         record = await self._visible(issuance, sim_issuers)
-        issuer = self._issuers[record.sim_issuer]
-        channel = issuer.key_set(record.kvn).channel
-        digest = call_digest(self._content_key, "FetchScript", issuance.encode(), str(sequence_counter).encode())
+        length = self._channel_of(record).challenge_length
+        digest = self._script_digest(issuance, sequence_counter)
         with self._vaults.admit():
             record, host_challenge = await self._ledger.prepare_script(
-                client, request_id, digest, issuance, self._challenge(channel.challenge_length)
+                client, request_id, digest, issuance, self._challenge(length)
             )
-            opened = await _retried(lambda: self._vaults.open_channel(record, sequence_counter, host_challenge))
-        script = render(
-            record.package or b"",
-            record.key_type,
-            record.applet_aid,
-            Channel(
-                ssd_aid=issuer.ssd_aid_bytes,
-                kvn=channel.kvn,
-                keys=opened.keys,
-                host_challenge=host_challenge,
-                card_challenge=opened.card_challenge,
-                level=channel.security_level_byte,
-                mode=Mode(channel.challenge_length),
-            ),
-        )
-        return record, script
+            channel = await self._open(record, sequence_counter, host_challenge)
+        return record, _rendered(record, channel)
 
     async def report_receipt(
-        self, client: str, sim_issuers: Collection[str], request_id: str, name: str, receipt: bytes
+        self, client: str, sim_issuers: Collection[str], request_id: str, name: str, proof: bytes | Played
     ) -> bytes:
         """The answer to a receipt that verifies; the issuance is ACTIVE then. Reporting it again changes nothing.
 
@@ -111,23 +97,78 @@ class Delivery:
             sim_issuers: names of those that it serves.
             request_id: a UUID of its choice.
             name: issuances/{id}.
-            receipt: signature and CMAC as the SIM gave them.
+            proof: signature and CMAC as the SIM gave them, or the whole script that brought them.
 
         Raises:
             ApplianceError
         """
         validate_request_id(request_id)
         issuance = validate_issuance_name(name, "issuance")
-        digest = call_digest(self._content_key, "ReportReceipt", issuance.encode(), receipt)
+        if isinstance(proof, Played):
+            _check_played(proof)
+        digest = call_digest(self._content_key, "ReportReceipt", issuance.encode(), *_content(proof))
         record = await self._visible(issuance, sim_issuers)
         stored = await self._ledger.find(client, request_id, digest)
         if stored is not None:
             return stored
         next_state(record.state, Move.ACTIVATE)
-        split_receipt(receipt, record.key_type)
-        with self._vaults.admit():
-            await _retried(lambda: self._vaults.verify_receipt(record, receipt))
+        receipt = await self._receipt_played(client, record, proof) if isinstance(proof, Played) else proof
+        try:
+            split_receipt(receipt, record.key_type)
+            with self._vaults.admit():
+                await retried(lambda: self._vaults.verify_receipt(record, receipt))
+        except ApplianceError as refusal:
+            if refusal.field and isinstance(proof, Played):
+                refusal.field = "played"  # there is no field receipt in this request
+            raise
         return await self._ledger.activate(client, request_id, digest, issuance, self._answer)
+
+    async def _receipt_played(self, client: str, record: IssuanceRecord, script: Played) -> bytes:
+        """The receipt among the responses, after the session in them was checked while there is a package to do it."""
+        digest = self._script_digest(record.id, script.sequence_counter)
+        host_challenge = await self._ledger.host_challenge(client, script.request_id, digest)
+        if host_challenge is None:
+            raise ApplianceError(
+                Reason.FIELD_INVALID,
+                "You fetched no script of this issuance and sequence counter with this request_id.",
+                hint="Send request_id and sequence_counter of the FetchScript call whose script was played.",
+                field="played.request_id",
+            )
+        if record.package is None:
+            return _last_parts(record, script)
+        with self._vaults.admit():
+            channel = await self._open(record, script.sequence_counter, host_challenge)
+        rendered = _rendered(record, channel)
+        if script.remote_responses:
+            answered = played.remote_exchanges(rendered, script.remote_responses, "played.remote_responses")
+        else:
+            answered = played.exchanges(rendered, script.responses, "played.responses")
+        opening = played.opening_of(
+            channel,
+            kdd=Iccid.parse(record.iccid).ef_coding,
+            i=self._channel_of(record).i_byte,
+            sequence_counter=script.sequence_counter,
+        )
+        return played.receipt_in(answered, channel, opening)
+
+    async def _open(self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes) -> Channel:
+        declared = self._channel_of(record)
+        opened = await retried(lambda: self._vaults.open_channel(record, sequence_counter, host_challenge))
+        return Channel(
+            ssd_aid=self._issuers[record.sim_issuer].ssd_aid_bytes,
+            kvn=declared.kvn,
+            keys=opened.keys,
+            host_challenge=host_challenge,
+            card_challenge=opened.card_challenge,
+            level=declared.security_level_byte,
+            mode=Mode(declared.challenge_length),
+        )
+
+    def _channel_of(self, record: IssuanceRecord) -> keyset.Channel:
+        return self._issuers[record.sim_issuer].key_set(record.kvn).channel
+
+    def _script_digest(self, issuance: str, sequence_counter: int) -> bytes:
+        return call_digest(self._content_key, "FetchScript", issuance.encode(), str(sequence_counter).encode())
 
     async def _visible(self, issuance: str, sim_issuers: Collection[str]) -> IssuanceRecord:
         record = await self._ledger.get(issuance)
@@ -136,17 +177,54 @@ class Delivery:
         return record
 
 
-async def _retried(ask: Callable[[], Awaitable[T]]) -> T:
-    """The vault's answer; where a vault is lost, another one's: these calls make nothing, so asking again is safe.
+def _rendered(record: IssuanceRecord, channel: Channel) -> Script:
+    return render(record.package or b"", record.key_type, record.applet_aid, channel)
 
-    Raises:
-        ApplianceError: VAULTS_UNAVAILABLE when several are lost in a row.
-    """
-    for _ in range(MAX_LOST):
-        try:
-            return await ask()
-        except VaultLost:
-            continue
-    raise ApplianceError(
-        Reason.VAULTS_UNAVAILABLE, "The vaults died over this call.", hint="Tell the operator before sending it again."
-    )
+
+def _last_parts(record: IssuanceRecord, script: Played) -> bytes:
+    """What GET DATA answered, without a check of the session around it: receipts are asked for last."""
+    responses = script.responses
+    if script.remote_responses:
+        responses = expanded.responses(script.remote_responses[-1], "played.remote_responses")
+    parts = -(-RECEIPT_LENGTHS[record.key_type] // RECEIPT_PART)
+    return b"".join(response[:-2] for response in responses[-parts:])
+
+
+def _content(proof: bytes | Played) -> Iterator[bytes]:
+    """The content of a report, in parts that differ where it differs."""
+    if isinstance(proof, bytes):
+        yield proof
+        return
+    yield proof.request_id.encode()
+    yield str(proof.sequence_counter).encode()
+    yield str(len(proof.responses)).encode()
+    yield from proof.responses
+    yield from proof.remote_responses
+
+
+def _check_counter(sequence_counter: int, field: str) -> None:
+    if not 1 <= sequence_counter <= MAX_SEQUENCE_COUNTER:
+        raise ApplianceError(
+            Reason.FIELD_INVALID,
+            f"The sequence counter {sequence_counter} lies outside 1 to {MAX_SEQUENCE_COUNTER}.",
+            hint="Send the SIM's last counter plus one; a fresh SIM's first is 1.",
+            field=field,
+        )
+
+
+def _check_played(script: Played) -> None:
+    _check_counter(script.sequence_counter, "played.sequence_counter")
+    if bool(script.responses) == bool(script.remote_responses):
+        raise ApplianceError(
+            Reason.FIELD_INVALID,
+            "Responses to a script come in one of two forms.",
+            hint="Fill either responses or remote_responses, whichever the carrier gave.",
+            field="played",
+        )
+    if max(len(script.responses), len(script.remote_responses)) > MAX_COMMANDS:
+        raise ApplianceError(
+            Reason.FIELD_INVALID,
+            f"There are more responses than the {MAX_COMMANDS} commands that a script can have.",
+            hint="Report the responses of one run alone.",
+            field="played",
+        )

@@ -23,11 +23,11 @@ class DeliveryService(DeliveryServiceServicer):
         self, request: pb.FetchScriptRequest, _context: Context
     ) -> pb.FetchScriptResponse:
         """See delivery.proto."""
-        caller = current_caller()
+        caller, coding = current_caller(), messages.requested_coding(request.form)
         record, script = await self._delivery.fetch_script(
             caller.uri, caller.sim_issuers, request.request_id, request.issuance, request.sequence_counter
         )
-        return messages.script(record, script, request.sequence_counter)
+        return messages.script(record, script, request.sequence_counter, coding)
 
     async def ReportReceipt(  # noqa: N802 (the proto's)
         self, request: pb.ReportReceiptRequest, _context: Context
@@ -35,6 +35,6 @@ class DeliveryService(DeliveryServiceServicer):
         """See delivery.proto."""
         caller = current_caller()
         answer = await self._delivery.report_receipt(
-            caller.uri, caller.sim_issuers, request.request_id, request.issuance, request.receipt
+            caller.uri, caller.sim_issuers, request.request_id, request.issuance, messages.requested_proof(request)
         )
         return pb.ReportReceiptResponse.FromString(answer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from appliance.vsim import iccid, script, vpcd
+from appliance.vsim import iccid, remote, script, vpcd
 from appliance.vsim.apdu import CardError, Status, meaning
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import FileMemory, State
@@ -35,6 +35,7 @@ masters.toml, a SIM issuer's key set as its personalisation bureau holds it (the
 examples:
   appliance vsim new --state sim.json --iccid 8981309114170753644 --masters masters.toml
   appliance vsim play --state sim.json delivery.txt     # what FetchScript gave; prints the receipt's parts
+  appliance vsim execute --state sim.json --aid A0000001515350534F --in script.ber --out answer.ber
   appliance vsim set-pin --state sim.json               # asks for the activation code and the new PIN
   appliance vsim sign --state sim.json --in msg --out sig
   appliance vsim show --state sim.json
@@ -91,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("script", type=Path, metavar="SCRIPT.txt", help="FetchScript's text, or one written by hand")
     play.set_defaults(run=_play)
 
+    execute = command("execute", "execute a command template of ETSI TS 102 226, as over SMS or HTTPS")
+    execute.add_argument("--aid", required=True, type=bytes.fromhex, metavar="HEX", help="the application it is for")
+    execute.add_argument("--in", dest="template", required=True, type=Path, metavar="FILE", help="the template, binary")
+    execute.add_argument("--out", required=True, type=Path, metavar="FILE", help="for the response template, binary")
+    execute.set_defaults(run=_execute)
+
     show = command("show", "tell what the SIM holds, without secrets")
     show.set_defaults(run=_show)
 
@@ -143,6 +150,16 @@ def _play(arguments: argparse.Namespace) -> int:
             if sim.refusal:
                 print(f"      {sim.refusal}")
             return 1
+    return 0
+
+
+def _execute(arguments: argparse.Namespace) -> int:
+    sim = VirtualSim.load(arguments.state)
+    answer = remote.execute(sim, arguments.aid, arguments.template.read_bytes())
+    arguments.out.write_bytes(answer)
+    print(f"{arguments.out}: {answer.hex()}")
+    if sim.refusal:
+        print(f"      {sim.refusal}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""SCP03 against sixteen recorded sessions, and against every way in which a peer's bytes can be wrong."""
+"""SCP03 against nineteen recorded sessions, and against every way in which a peer's bytes can be wrong."""
 
 import json
 from dataclasses import dataclass
@@ -37,7 +37,12 @@ KDF = json.loads((VECTORS / "kdf.json").read_text())
 EUICC_ANSWER = "bf3e125a1089882119900000000000000000000005"
 """EID of the eUICC in the recorded traces, as levels without R-MAC show it in plain."""
 
+OVER_PADDED = [vector for vector in SESSIONS if "over_padded" in vector]
+
 every_session = pytest.mark.parametrize("vector", SESSIONS, ids=lambda vector: vector["name"])
+every_derived_challenge = pytest.mark.parametrize(
+    "vector", [vector for vector in SESSIONS if vector["aid"]], ids=lambda vector: vector["name"]
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Opening:
     def of(cls, vector: dict[str, Any]) -> "Opening":
         if "init_upd_cmd" in vector:
             answer = InitializeUpdateResponse.decode(bytes.fromhex(vector["init_upd_rsp"]))
-            challenge = bytes.fromhex(vector["init_upd_cmd"])[5:13]
+            challenge = bytes.fromhex(vector["init_upd_cmd"])[5:-1]
             return cls(
                 challenge, answer.card_challenge, answer.card_cryptogram, answer.sequence_counter, Mode[vector["mode"]]
             )
@@ -81,6 +86,11 @@ def opened(vector: dict[str, Any]) -> SecureChannel:
     return channel
 
 
+def answer(wrap: dict[str, Any]) -> str:
+    """The recorded response in plain, with its status word."""
+    return f"{wrap.get('answer', EUICC_ANSWER)}9000"
+
+
 def cmac(key: bytes, message: bytes) -> bytes:
     mac = CMAC(AES(key))
     mac.update(message)
@@ -88,16 +98,20 @@ def cmac(key: bytes, message: bytes) -> bytes:
 
 
 def test_all_recorded_sessions_are_there() -> None:
-    assert len(SESSIONS) == 16
-    assert sum(len(vector["wraps"]) for vector in SESSIONS) == 64
-    assert sum("response" in wrap for vector in SESSIONS for wrap in vector["wraps"]) == 9
+    assert len(SESSIONS) == 19
+    assert sum(len(vector["wraps"]) for vector in SESSIONS) == 70
+    assert sum("response" in wrap for vector in SESSIONS for wrap in vector["wraps"]) == 15
+    assert sum(bool(vector["aid"]) for vector in SESSIONS) == 16
+    assert len(OVER_PADDED) == 3
     assert {vector["mode"] for vector in SESSIONS} == {"S8", "S16"}
     assert {vector["key_bits"] for vector in SESSIONS} == {128, 192, 256}
-    assert {vector["security_level"] for vector in SESSIONS} == {"01", "03", "11", "33"}
+    assert {(vector["security_level"], vector["mode"]) for vector in SESSIONS} == {
+        *(("01", "S16"), ("03", "S8"), ("03", "S16"), ("11", "S8"), ("33", "S8"), ("33", "S16"))
+    }
     assert all(vector["origin"] for vector in SESSIONS)
 
 
-@every_session
+@every_derived_challenge
 def test_card_challenge_follows_from_the_sequence_counter(vector: dict[str, Any]) -> None:
     opening = Opening.of(vector)
     challenge = card_challenge(
@@ -124,7 +138,31 @@ def test_every_command_is_wrapped_and_every_response_opened_as_recorded(vector: 
     for wrap in vector["wraps"]:
         assert channel.wrap(bytes.fromhex(wrap["plain"])).hex() == wrap["wrapped"]
         if "response" in wrap:
-            assert channel.unwrap(bytes.fromhex(wrap["response"]) + b"\x90\x00").hex() == EUICC_ANSWER + "9000"
+            assert channel.unwrap(bytes.fromhex(wrap["response"]) + b"\x90\x00").hex() == answer(wrap)
+
+
+@every_session
+def test_following_recorded_commands_opens_every_response_as_recorded(vector: dict[str, Any]) -> None:
+    channel = opened(vector)
+    for wrap in vector["wraps"]:
+        channel.follow(bytes.fromhex(wrap["wrapped"]))
+        if "response" in wrap:
+            assert channel.unwrap(bytes.fromhex(wrap["response"]) + b"\x90\x00").hex() == answer(wrap)
+    following, wrapping = opened(vector), opened(vector)
+    for wrap in vector["wraps"]:
+        following.follow(wrapping.wrap(bytes.fromhex(wrap["plain"])))
+    last = b"\x80\xca\x00\x66\x00"
+    assert following.wrap(last) == wrapping.wrap(last), "the same chain and counter"
+
+
+@pytest.mark.parametrize("vector", OVER_PADDED, ids=lambda vector: vector["name"])
+def test_recorded_response_with_more_padding_than_one_block_is_refused(vector: dict[str, Any]) -> None:
+    channel = opened(vector)
+    for wrap in (*vector["wraps"], vector["over_padded"]):
+        assert channel.wrap(bytes.fromhex(wrap["plain"])).hex() == wrap["wrapped"]
+    with pytest.raises(ApplianceError, match="padding of the decrypted response") as refused:
+        channel.unwrap(bytes.fromhex(vector["over_padded"]["response"]) + b"\x90\x00")
+    assert refused.value.reason is Reason.SCP03_INVALID
 
 
 @pytest.mark.parametrize("case", KDF["scp03_kdf"]["cases"], ids=lambda case: f"constant-{case['constant']}")
@@ -251,8 +289,9 @@ def test_challenge_of_the_other_mode_is_refused(host: int, card: int, field: str
 
 def test_channel_is_used_in_its_order_only() -> None:
     channel = SecureChannel(KEYS, 0x33, Mode.S8)
-    with pytest.raises(RuntimeError, match="EXTERNAL AUTHENTICATE comes first"):
-        channel.wrap(b"\x80\xf2\x00\x00")
+    for use in (channel.wrap, channel.follow):
+        with pytest.raises(RuntimeError, match="EXTERNAL AUTHENTICATE comes first"):
+            use(b"\x80\xf2\x00\x00")
     channel.external_authenticate(bytes(8), bytes(8))
     with pytest.raises(RuntimeError, match="no wrapped command"):
         channel.unwrap(b"\x90\x00")

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
 from cryptography.hazmat.primitives.cmac import CMAC
 
 from appliance.apdu.scp03 import LEVELS, Mode, SessionKeys, host_cryptogram
-from appliance.apdu.script import MAX_BLOCKS, Channel, Script, render
+from appliance.apdu.script import MAX_BLOCKS, MAX_COMMANDS, Channel, Script, render
 from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
 
@@ -119,6 +119,7 @@ def test_package_takes_exactly_the_blocks_it_needs(channel: Channel, size: int) 
         script = render(bytes(length), KeyType.EC_P256, APPLET, channel)
         assert sum(command.purpose.startswith("STORE DATA") for command in script.commands) == blocks
     assert apdus(script)[-3][2:4] == b"\xb0\xff"
+    assert len(render(bytes(length), KeyType.RSA_2048, APPLET, channel).commands) == MAX_COMMANDS
 
 
 @pytest.mark.parametrize("length", [0, MAX_BLOCKS * 239 + 1])

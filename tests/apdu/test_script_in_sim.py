@@ -19,9 +19,12 @@ from appliance.apdu.scp03 import (
     kdf3,
 )
 from appliance.apdu.script import Channel, Script, render
+from appliance.domain import keyset
 from appliance.domain.derivation import CHANNEL_ENC, CHANNEL_MAC, K_RCPT
+from appliance.domain.keyset import LEVEL_NEEDS
 from appliance.domain.package import SimPackage
 from appliance.domain.receipt import receipt_message, split_receipt, verify_signature
+from appliance.domain.setting import SettingError
 from appliance.vsim import script as vsim_script
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import Memory, State
@@ -46,11 +49,16 @@ class Setting:
     key_bits: int = 128
     mode: Mode = Mode.S8
     level: int = 0x03
+    protection: int = 0x70
+
+    @property
+    def i(self) -> int:
+        """The SCP03 parameter: S8 or S16, and the protection that responses can have."""
+        return self.protection | (self.mode is Mode.S16)
 
     def sim(self) -> VirtualSim:
         """The SIM, fresh from its issuer."""
-        i = 0x71 if self.mode is Mode.S16 else 0x70
-        return VirtualSim(Memory(State(personalisation(self.index, channel_key_bits=self.key_bits, channel_i=i))))
+        return VirtualSim(Memory(State(personalisation(self.index, channel_key_bits=self.key_bits, channel_i=self.i))))
 
     def channel(self, counter: int) -> Channel:
         """The channel that the SIM opens with this sequence counter, from KM-CHAN and the ICCID alone."""
@@ -167,6 +175,36 @@ def test_every_answer_of_the_channel_is_verified_and_read_by_the_host(setting: S
             protection += 15  # one block in place of one byte
         assert len(answers[number]) == len(expected) + protection + 2
         assert session.unwrap(answers[number]) == expected + b"\x90\x00"
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: f"{level:02X}")
+@pytest.mark.parametrize("protection", [0x10, 0x30, 0x70], ids=lambda i: f"i{i:02X}")
+def test_a_key_set_declares_exactly_the_levels_that_its_sims_accept(mode: Mode, level: int, protection: int) -> None:
+    setting = Setting(P256, mode=mode, level=level, protection=protection)
+    answers = play(setting.sim(), apdus(setting.script()))
+    if protection & LEVEL_NEEDS[level] == LEVEL_NEEDS[level]:
+        keyset.Channel(0x30, i=f"{setting.i:02X}", security_level=f"{level:02X}")
+        assert refusal(answers) is None
+    else:
+        with pytest.raises(SettingError, match="response protection"):
+            keyset.Channel(0x30, i=f"{setting.i:02X}", security_level=f"{level:02X}")
+        assert refusal(answers) == (2, "6a86")
+
+
+@every_case
+@pytest.mark.parametrize("mode", Mode)
+@every_level
+def test_each_block_but_the_last_holds_as_much_as_fits(index: int, mode: Mode, level: int) -> None:
+    setting = Setting(index, mode=mode, level=level)
+    package = octets(index, "package")
+    most = {(Mode.S8, 0): 247, (Mode.S16, 0): 239, (Mode.S8, 2): 239, (Mode.S16, 2): 223}[mode, level & 0x02]
+    stores = [command for command in setting.script().commands if command.purpose.startswith("STORE DATA")]
+    assert len(stores) == -(-len(package) // most)
+    assert all(command.apdu[4] == len(command.apdu[5:]) - (level >> 4 & 1) for command in stores), "Le 00 with R-MAC"
+    # One byte of padding at least under C-ENC, up to the next block; then the C-MAC.
+    longest = most // 16 * 16 + 16 if level & 0x02 else most
+    assert {command.apdu[4] for command in stores[:-1]} <= {longest + mode}
 
 
 def test_text_of_a_script_is_read_back_as_the_same_commands() -> None:

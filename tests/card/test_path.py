@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,13 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from appliance.apdu.scp03 import Mode, card_challenge, derive_session_keys, kdf3
 from appliance.apdu.script import Channel, render
 from appliance.api.v1 import delivery_pb2, issuance_pb2
-from appliance.client import IssuerClient, OperatorClient, TsmClient, connect
+from appliance.client import ApiError, IssuerClient, OperatorClient, TsmClient, connect
 from appliance.demo import published
 from appliance.demo.command import DEFAULT_PROFILE, ready, running
 from appliance.demo.run import Applicant, DemoRun, applicants, receipt_request
 from appliance.demo.setup import DemoSite
 from appliance.domain.derivation import CHANNEL_ENC, CHANNEL_MAC
 from appliance.domain.package import KeyType, SimPackage
+from appliance.vsim import remote
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import State
 from appliance.vsim.personalisation import DEFAULT_SSD_AID
@@ -64,10 +66,21 @@ class Appliance:
 
     def script(self, issuance: str, counter: int) -> str:
         """The delivery script as text."""
-        request = delivery_pb2.FetchScriptRequest(
-            request_id=str(uuid.uuid4()), issuance=issuance, sequence_counter=counter
+        return self.fetch(fetch_request(issuance, counter)).text
+
+    def fetch(self, request: delivery_pb2.FetchScriptRequest) -> delivery_pb2.FetchScriptResponse:
+        """The delivery script."""
+        return self.call(lambda _, tsm: tsm.fetch_script(request))
+
+    def report(self, fetched: delivery_pb2.FetchScriptRequest, **responses: list[bytes]) -> issuance_pb2.Issuance:
+        """The issuance after everything was reported that the SIM answered to a script."""
+        played = delivery_pb2.PlayedScript(
+            request_id=fetched.request_id, sequence_counter=fetched.sequence_counter, **responses
         )
-        return self.call(lambda _, tsm: tsm.fetch_script(request)).text
+        request = delivery_pb2.ReportReceiptRequest(
+            request_id=str(uuid.uuid4()), issuance=fetched.issuance, played=played
+        )
+        return self.call(lambda _, tsm: tsm.report_receipt(request))
 
     def sim(self, applicant: Applicant) -> Path:
         """State file of the applicant's SIM, fresh from its issuer."""
@@ -79,9 +92,9 @@ class Appliance:
         return self.site.directory / "sims" / f"{applicant.iccid.digits}.json"
 
 
-@pytest.fixture(scope="module")
-def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    directory = tmp_path_factory.mktemp("c") / "site"
+@contextmanager
+def set_up(directory: Path, **channel: str) -> Iterator[Appliance]:
+    """A demo that runs, its key set's channel with these parameters instead of the demo's."""
     subprocess.run(
         [
             *(sys.executable, "-m", "appliance", "demo", "set-up", str(directory)),
@@ -91,6 +104,13 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
         stdout=subprocess.DEVNULL,
     )
     site = DemoSite(directory)
+    issuer = directory / f"sim_issuers/{published.SIM_ISSUER}.toml"
+    for name, value in channel.items():
+        text, changed = re.subn(rf'\b{name} = "[0-9]+"', f'{name} = "{value}"', issuer.read_text("utf-8"))
+        assert changed == 1
+        issuer.write_text(text, "utf-8")
+    if "i" in channel:
+        site.masters.write_text(site.masters.read_text("utf-8") + f"channel_i = 0x{channel['i']}\n", "utf-8")
 
     async def wait(process: "subprocess.Popen[bytes]") -> None:
         async with connect(site.target, *site.tls("operator")) as channel:
@@ -99,6 +119,29 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     with running(site) as process:
         asyncio.run(wait(process))
         yield Appliance(site)
+
+
+@pytest.fixture(scope="module")
+def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    with set_up(tmp_path_factory.mktemp("c") / "site") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def strictest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """With S16, R-MAC and R-ENC."""
+    with set_up(tmp_path_factory.mktemp("c") / "site", i="71", security_level="33") as made:
+        yield made
+
+
+def fetch_request(
+    issuance: str,
+    counter: int = 1,
+    form: delivery_pb2.ScriptForm.ValueType = delivery_pb2.SCRIPT_FORM_UNSPECIFIED,
+) -> delivery_pb2.FetchScriptRequest:
+    return delivery_pb2.FetchScriptRequest(
+        request_id=str(uuid.uuid4()), issuance=issuance, sequence_counter=counter, form=form
+    )
 
 
 def played(card: CardStack, folder: Path, script: str) -> list[str]:
@@ -188,6 +231,42 @@ def test_scriptor_delivers_ec_keys_too(appliance: Appliance, tmp_path: Path, key
         assert all_normal(answers), answers
     active = appliance.call(lambda _, tsm: tsm.report_receipt(receipt_request(issued.name, receipt_in(answers, 1))))
     assert active.state == issuance_pb2.ISSUANCE_STATE_ACTIVE
+
+
+def test_scriptor_plays_a_script_of_s16_and_level_33_and_every_answer_is_verified(
+    strictest: Appliance, tmp_path: Path
+) -> None:
+    [applicant] = applicants({KeyType.RSA_2048: 1})
+    fetched = fetch_request(strictest.issue(applicant).name)
+    script = strictest.fetch(fetched)
+    assert script.commands[1].apdu[4] == 16, "a host challenge of S16"
+    assert script.commands[2].apdu[2] == 0x33, "the security level"
+    with CardStack(strictest.sim(applicant), tmp_path) as card:
+        answers = played(card, tmp_path, script.text)
+        assert all_normal(answers), answers
+    responses = [bytes.fromhex(answer.partition(":")[0]) for answer in answers]
+    install = next(at for at, command in enumerate(script.commands) if command.purpose.startswith("INSTALL"))
+    assert len(responses[install]) == 16 + 16 + 2, "one encrypted block and the R-MAC"
+
+    changed = [*responses]
+    changed[install] = bytes([responses[install][0] ^ 1]) + responses[install][1:]
+    with pytest.raises(ApiError) as refused:
+        strictest.report(fetched, responses=changed)
+    assert (refused.value.reason, refused.value.field) == ("RESPONSE_REJECTED", f"played.responses[{install}]")
+    assert strictest.report(fetched, responses=responses).state == issuance_pb2.ISSUANCE_STATE_ACTIVE
+
+
+def test_sim_executes_the_expanded_form_and_its_answers_are_verified(strictest: Appliance) -> None:
+    forms = (delivery_pb2.SCRIPT_FORM_EXPANDED_DEFINITE, delivery_pb2.SCRIPT_FORM_EXPANDED_INDEFINITE)
+    keys = {KeyType.EC_P256: 1, KeyType.EC_P384: 1}
+    for applicant, form in zip(applicants(keys), forms, strict=True):
+        fetched = fetch_request(strictest.issue(applicant).name, form=form)
+        script = strictest.fetch(fetched)
+        sim = VirtualSim.load(strictest.sim(applicant))
+        answers = [remote.execute(sim, part.application_aid, part.template) for part in script.remote_scripts]
+        active = strictest.report(fetched, remote_responses=answers)
+        assert active.state == issuance_pb2.ISSUANCE_STATE_ACTIVE
+        assert sim.state.installed is not None and sim.state.installed.certificate == active.certificate
 
 
 def test_foreign_older_and_altered_packages_are_refused_and_change_nothing(

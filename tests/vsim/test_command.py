@@ -14,7 +14,7 @@ from appliance.vsim.card import VirtualSim
 from appliance.vsim.command import main
 
 from .host import delivery_script
-from .packages import KM_CHAN, P256, P384, RSA, case, draft, octets
+from .packages import KM_CHAN, P256, P384, RSA, case, draft, octets, tlv
 
 
 class Bench:
@@ -81,6 +81,24 @@ def test_developer_delivers_sets_the_pin_and_signs(
     sim = VirtualSim.load(bench.state).state
     for secret in (sim.sim.binding.k_sim, sim.sim.channel.k_enc, octets(bench.index, "pkcs8")):
         assert secret.hex() not in shown
+
+
+def test_developer_executes_a_template_and_gets_the_answers(p256: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    apdus = delivery_script(VirtualSim.load(p256.state), octets(P256, "package"))
+    applet = next(at for at, apdu in enumerate(apdus) if at and apdu[1] == 0xA4)
+    template, answer = p256.folder / "script.ber", p256.folder / "answer.ber"
+    files = ("--in", str(template), "--out", str(answer))
+    for part in (apdus[:applet], apdus[applet:]):
+        select, *commands = part
+        template.write_bytes(tlv(0xAA, b"".join(tlv(0x22, apdu) for apdu in commands)))
+        assert p256.run("execute", "--aid", select[5 : 5 + select[4]].hex(), *files) == 0
+        assert answer.read_bytes()[0] == 0xAB
+        assert answer.read_bytes().hex() in capsys.readouterr().out
+    installed = VirtualSim.load(p256.state).state.installed
+    assert installed is not None
+    assert answer.read_bytes() == tlv(0xAB, b"\x80\x01\x01" + tlv(0x23, installed.receipt + b"\x90\x00"))
+    assert p256.run("execute", "--aid", "A000000003", *files) == 2
+    assert "there is no application A000000003" in capsys.readouterr().err
 
 
 def test_play_prints_each_command_and_the_receipt(p256: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,23 +25,29 @@ _sym_db = _symbol_database.Default()
 from appliance.api.v1 import issuance_pb2 as appliance_dot_api_dot_v1_dot_issuance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ppliance/api/v1/delivery.proto\x12\x10\x61ppliance.api.v1\x1a\x1f\x61ppliance/api/v1/issuance.proto\"T\n\x12\x46\x65tchScriptRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08issuance\x18\x02 \x01(\t\x12\x18\n\x10sequence_counter\x18\x03 \x01(\r\"M\n\rScriptCommand\x12\x0c\n\x04\x61pdu\x18\x01 \x01(\x0c\x12\x1d\n\x15\x65xpected_status_words\x18\x02 \x03(\r\x12\x0f\n\x07purpose\x18\x03 \x01(\t\"\x7f\n\x13\x46\x65tchScriptResponse\x12\x31\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1f.appliance.api.v1.ScriptCommand\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05iccid\x18\x03 \x01(\t\x12\x18\n\x10sequence_counter\x18\x04 \x01(\r\"M\n\x14ReportReceiptRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08issuance\x18\x02 \x01(\t\x12\x0f\n\x07receipt\x18\x03 \x01(\x0c\"E\n\x15ReportReceiptResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance2\xcf\x01\n\x0f\x44\x65liveryService\x12Z\n\x0b\x46\x65tchScript\x12$.appliance.api.v1.FetchScriptRequest\x1a%.appliance.api.v1.FetchScriptResponse\x12`\n\rReportReceipt\x12&.appliance.api.v1.ReportReceiptRequest\x1a\'.appliance.api.v1.ReportReceiptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ppliance/api/v1/delivery.proto\x12\x10\x61ppliance.api.v1\x1a\x1f\x61ppliance/api/v1/issuance.proto\"\x80\x01\n\x12\x46\x65tchScriptRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08issuance\x18\x02 \x01(\t\x12\x18\n\x10sequence_counter\x18\x03 \x01(\r\x12*\n\x04\x66orm\x18\x04 \x01(\x0e\x32\x1c.appliance.api.v1.ScriptForm\"M\n\rScriptCommand\x12\x0c\n\x04\x61pdu\x18\x01 \x01(\x0c\x12\x1d\n\x15\x65xpected_status_words\x18\x02 \x03(\r\x12\x0f\n\x07purpose\x18\x03 \x01(\t\"\xb7\x01\n\x13\x46\x65tchScriptResponse\x12\x31\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1f.appliance.api.v1.ScriptCommand\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05iccid\x18\x03 \x01(\t\x12\x18\n\x10sequence_counter\x18\x04 \x01(\r\x12\x36\n\x0eremote_scripts\x18\x05 \x03(\x0b\x32\x1e.appliance.api.v1.RemoteScript\"9\n\x0cRemoteScript\x12\x17\n\x0f\x61pplication_aid\x18\x01 \x01(\x0c\x12\x10\n\x08template\x18\x02 \x01(\x0c\"\x8a\x01\n\x14ReportReceiptRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08issuance\x18\x02 \x01(\t\x12\x11\n\x07receipt\x18\x03 \x01(\x0cH\x00\x12\x30\n\x06played\x18\x04 \x01(\x0b\x32\x1e.appliance.api.v1.PlayedScriptH\x00\x42\x07\n\x05proof\"i\n\x0cPlayedScript\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10sequence_counter\x18\x02 \x01(\r\x12\x11\n\tresponses\x18\x03 \x03(\x0c\x12\x18\n\x10remote_responses\x18\x04 \x03(\x0c\"E\n\x15ReportReceiptResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance*q\n\nScriptForm\x12\x1b\n\x17SCRIPT_FORM_UNSPECIFIED\x10\x00\x12!\n\x1dSCRIPT_FORM_EXPANDED_DEFINITE\x10\x01\x12#\n\x1fSCRIPT_FORM_EXPANDED_INDEFINITE\x10\x02\x32\xcf\x01\n\x0f\x44\x65liveryService\x12Z\n\x0b\x46\x65tchScript\x12$.appliance.api.v1.FetchScriptRequest\x1a%.appliance.api.v1.FetchScriptResponse\x12`\n\rReportReceipt\x12&.appliance.api.v1.ReportReceiptRequest\x1a\'.appliance.api.v1.ReportReceiptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.v1.delivery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FETCHSCRIPTREQUEST']._serialized_start=86
-  _globals['_FETCHSCRIPTREQUEST']._serialized_end=170
-  _globals['_SCRIPTCOMMAND']._serialized_start=172
-  _globals['_SCRIPTCOMMAND']._serialized_end=249
-  _globals['_FETCHSCRIPTRESPONSE']._serialized_start=251
-  _globals['_FETCHSCRIPTRESPONSE']._serialized_end=378
-  _globals['_REPORTRECEIPTREQUEST']._serialized_start=380
-  _globals['_REPORTRECEIPTREQUEST']._serialized_end=457
-  _globals['_REPORTRECEIPTRESPONSE']._serialized_start=459
-  _globals['_REPORTRECEIPTRESPONSE']._serialized_end=528
-  _globals['_DELIVERYSERVICE']._serialized_start=531
-  _globals['_DELIVERYSERVICE']._serialized_end=738
+  _globals['_SCRIPTFORM']._serialized_start=860
+  _globals['_SCRIPTFORM']._serialized_end=973
+  _globals['_FETCHSCRIPTREQUEST']._serialized_start=87
+  _globals['_FETCHSCRIPTREQUEST']._serialized_end=215
+  _globals['_SCRIPTCOMMAND']._serialized_start=217
+  _globals['_SCRIPTCOMMAND']._serialized_end=294
+  _globals['_FETCHSCRIPTRESPONSE']._serialized_start=297
+  _globals['_FETCHSCRIPTRESPONSE']._serialized_end=480
+  _globals['_REMOTESCRIPT']._serialized_start=482
+  _globals['_REMOTESCRIPT']._serialized_end=539
+  _globals['_REPORTRECEIPTREQUEST']._serialized_start=542
+  _globals['_REPORTRECEIPTREQUEST']._serialized_end=680
+  _globals['_PLAYEDSCRIPT']._serialized_start=682
+  _globals['_PLAYEDSCRIPT']._serialized_end=787
+  _globals['_REPORTRECEIPTRESPONSE']._serialized_start=789
+  _globals['_REPORTRECEIPTRESPONSE']._serialized_end=858
+  _globals['_DELIVERYSERVICE']._serialized_start=976
+  _globals['_DELIVERYSERVICE']._serialized_end=1183
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ScriptForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScriptFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScriptForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCRIPT_FORM_UNSPECIFIED: _ScriptForm.ValueType  # 0
+    """For whoever sends APDUs to the SIM: FetchScriptResponse.text."""
+    SCRIPT_FORM_EXPANDED_DEFINITE: _ScriptForm.ValueType  # 1
+    """For remote management of a UICC (ETSI TS 102 226, 5.2, expanded format) over carriers that need the length first:
+    FetchScriptResponse.remote_scripts, templates AA.
+    """
+    SCRIPT_FORM_EXPANDED_INDEFINITE: _ScriptForm.ValueType  # 2
+    """The same over HTTPS: templates AE of indefinite length."""
+
+class ScriptForm(_ScriptForm, metaclass=_ScriptFormEnumTypeWrapper):
+    """How a script is written."""
+
+SCRIPT_FORM_UNSPECIFIED: ScriptForm.ValueType  # 0
+"""For whoever sends APDUs to the SIM: FetchScriptResponse.text."""
+SCRIPT_FORM_EXPANDED_DEFINITE: ScriptForm.ValueType  # 1
+"""For remote management of a UICC (ETSI TS 102 226, 5.2, expanded format) over carriers that need the length first:
+FetchScriptResponse.remote_scripts, templates AA.
+"""
+SCRIPT_FORM_EXPANDED_INDEFINITE: ScriptForm.ValueType  # 2
+"""The same over HTTPS: templates AE of indefinite length."""
+Global___ScriptForm: _TypeAlias = ScriptForm  # noqa: Y015
+
 @_typing.final
 class FetchScriptRequest(_message.Message):
     """Which script to render."""
@@ -28,6 +57,7 @@ class FetchScriptRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ISSUANCE_FIELD_NUMBER: _builtins.int
     SEQUENCE_COUNTER_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required. A UUID of the client's choice."""
     issuance: _builtins.str
@@ -36,16 +66,19 @@ class FetchScriptRequest(_message.Message):
     """Required. The channel's sequence counter after the script's INITIALIZE UPDATE, 1 to 16777215: one more than the
     SIM's last. A fresh SIM's first script is for 1.
     """
+    form: Global___ScriptForm.ValueType
+    """How the answer writes the script. It is no part of the content that request_id stands for."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         issuance: _builtins.str = ...,
         sequence_counter: _builtins.int = ...,
+        form: Global___ScriptForm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuance", b"issuance", "request_id", b"request_id", "sequence_counter", b"sequence_counter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "issuance", b"issuance", "request_id", b"request_id", "sequence_counter", b"sequence_counter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,8 +126,9 @@ class FetchScriptResponse(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     ICCID_FIELD_NUMBER: _builtins.int
     SEQUENCE_COUNTER_FIELD_NUMBER: _builtins.int
+    REMOTE_SCRIPTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The same as text: one APDU in hex a line, as scriptor of pcsc-tools plays it."""
+    """SCRIPT_FORM_UNSPECIFIED: the same as text, one APDU in hex a line, as scriptor of pcsc-tools plays it."""
     iccid: _builtins.str
     """Digits of the SIM this script is for."""
     sequence_counter: _builtins.int
@@ -103,6 +137,12 @@ class FetchScriptResponse(_message.Message):
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScriptCommand]:
         """The commands in their order; no other command may come between them."""
 
+    @_builtins.property
+    def remote_scripts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemoteScript]:
+        """SCRIPT_FORM_EXPANDED_*: the same commands without SELECT, as two scripts to be executed in this order: the security
+        domain's, which delivers in one session, and the applet's, which reads the receipt.
+        """
+
     def __init__(
         self,
         *,
@@ -110,14 +150,43 @@ class FetchScriptResponse(_message.Message):
         text: _builtins.str = ...,
         iccid: _builtins.str = ...,
         sequence_counter: _builtins.int = ...,
+        remote_scripts: _abc.Iterable[Global___RemoteScript] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "iccid", b"iccid", "sequence_counter", b"sequence_counter", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "iccid", b"iccid", "remote_scripts", b"remote_scripts", "sequence_counter", b"sequence_counter", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchScriptResponse: _TypeAlias = FetchScriptResponse  # noqa: Y015
+
+@_typing.final
+class RemoteScript(_message.Message):
+    """The commands for one application on the UICC. The carrier addresses it, by its AID (X-Admin-Targeted-Application) or
+    TAR, so no command selects it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLICATION_AID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    application_aid: _builtins.bytes
+    """AID of the application."""
+    template: _builtins.bytes
+    """Command Scripting template (ETSI TS 102 226, 5.2.1)."""
+    def __init__(
+        self,
+        *,
+        application_aid: _builtins.bytes = ...,
+        template: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application_aid", b"application_aid", "template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoteScript: _TypeAlias = RemoteScript  # noqa: Y015
 
 @_typing.final
 class ReportReceiptRequest(_message.Message):
@@ -128,26 +197,77 @@ class ReportReceiptRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ISSUANCE_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    PLAYED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required. A UUID of the client's choice."""
     issuance: _builtins.str
     """Required. issuances/{id}."""
     receipt: _builtins.bytes
-    """Required. The data of GET DATA DF21.. joined: 272 bytes for RSA-2048, 80 for P-256, 112 for P-384."""
+    """The data of GET DATA DF21.. joined: 272 bytes for RSA-2048, 80 for P-256, 112 for P-384."""
+    @_builtins.property
+    def played(self) -> Global___PlayedScript:
+        """Everything that the SIM answered to one script. The appliance checks the session's opening, R-MAC and R-ENC as
+        far as the key set's security level has them, and the status words, and takes the receipt out of it. For an
+        issuance that is ACTIVE already, whose script is not there any more, it takes the receipt alone.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         issuance: _builtins.str = ...,
         receipt: _builtins.bytes = ...,
+        played: Global___PlayedScript | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["played", b"played", "proof", b"proof", "receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuance", b"issuance", "played", b"played", "proof", b"proof", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_proof: _TypeAlias = _typing.Literal["receipt", "played"]  # noqa: Y015
+    _WhichOneofArgType_proof: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_proof) -> _WhichOneofReturnType_proof | None: ...
+
+Global___ReportReceiptRequest: _TypeAlias = ReportReceiptRequest  # noqa: Y015
+
+@_typing.final
+class PlayedScript(_message.Message):
+    """A script that was played into the SIM, and what came back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_COUNTER_FIELD_NUMBER: _builtins.int
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    REMOTE_RESPONSES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. The request_id of the FetchScript call that answered the script; the same client's, for this issuance."""
+    sequence_counter: _builtins.int
+    """Required. That call's sequence_counter."""
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Either these: one response APDU for each command, in order, data and status word as they came; what GET RESPONSE
+        fetched (T=0) belongs to its command. Fewer tell where the script was cut off.
+        """
+
+    @_builtins.property
+    def remote_responses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Or these: the Response Scripting template (ETSI TS 102 226, 5.2.2) for each of remote_scripts, in order."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        sequence_counter: _builtins.int = ...,
+        responses: _abc.Iterable[_builtins.bytes] | None = ...,
+        remote_responses: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuance", b"issuance", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remote_responses", b"remote_responses", "request_id", b"request_id", "responses", b"responses", "sequence_counter", b"sequence_counter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReportReceiptRequest: _TypeAlias = ReportReceiptRequest  # noqa: Y015
+Global___PlayedScript: _TypeAlias = PlayedScript  # noqa: Y015
 
 @_typing.final
 class ReportReceiptResponse(_message.Message):

@@ -55,17 +55,19 @@ class DeliveryServiceServicer:
 
     def FetchScript(self, request, context):
         """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
-        The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
-        Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-        KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
+        The same request_id with the same content gets the same bytes for as long as the issuance is READY; in another
+        form it gets the same commands. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID,
+        ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
+        TOKEN_FAULT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportReceipt(self, request, context):
-        """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
-        succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
+        """Reports the SIM's receipt, alone or among all its responses to a script; when it verifies, the issuance is ACTIVE.
+        Reporting it again changes nothing and succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID,
+        FIELD_INVALID, TLV_INVALID, SCRIPT_INCOMPLETE, RESPONSE_REJECTED, RECEIPT_INVALID, RECEIPT_REJECTED,
         ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
         VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """

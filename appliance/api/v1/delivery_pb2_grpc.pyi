@@ -37,13 +37,15 @@ class DeliveryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DeliveryServiceAsyncStub: ...
     FetchScript: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.FetchScriptRequest, _delivery_pb2.FetchScriptResponse]
     """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
-    The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
-    Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-    KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
+    The same request_id with the same content gets the same bytes for as long as the issuance is READY; in another
+    form it gets the same commands. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID,
+    ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
+    TOKEN_FAULT.
     """
     ReportReceipt: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ReportReceiptRequest, _delivery_pb2.ReportReceiptResponse]
-    """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
-    succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
+    """Reports the SIM's receipt, alone or among all its responses to a script; when it verifies, the issuance is ACTIVE.
+    Reporting it again changes nothing and succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID,
+    FIELD_INVALID, TLV_INVALID, SCRIPT_INCOMPLETE, RESPONSE_REJECTED, RECEIPT_INVALID, RECEIPT_REJECTED,
     ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
     VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
@@ -57,13 +59,15 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     FetchScript: _aio.UnaryUnaryMultiCallable[_delivery_pb2.FetchScriptRequest, _delivery_pb2.FetchScriptResponse]  # type: ignore[assignment]
     """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
-    The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
-    Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-    KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
+    The same request_id with the same content gets the same bytes for as long as the issuance is READY; in another
+    form it gets the same commands. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID,
+    ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
+    TOKEN_FAULT.
     """
     ReportReceipt: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ReportReceiptRequest, _delivery_pb2.ReportReceiptResponse]  # type: ignore[assignment]
-    """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
-    succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
+    """Reports the SIM's receipt, alone or among all its responses to a script; when it verifies, the issuance is ACTIVE.
+    Reporting it again changes nothing and succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID,
+    FIELD_INVALID, TLV_INVALID, SCRIPT_INCOMPLETE, RESPONSE_REJECTED, RECEIPT_INVALID, RECEIPT_REJECTED,
     ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
     VAULTS_UNAVAILABLE, TOKEN_FAULT.
     """
@@ -80,9 +84,10 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_delivery_pb2.FetchScriptResponse, _abc.Awaitable[_delivery_pb2.FetchScriptResponse]]:
         """Renders the delivery script of a READY issuance for the given sequence counter of the SIM's channel key set.
-        The same request_id with the same content gets the same bytes for as long as the issuance is READY. Role: tsm.
-        Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY,
-        KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE, TOKEN_FAULT.
+        The same request_id with the same content gets the same bytes for as long as the issuance is READY; in another
+        form it gets the same commands. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, FIELD_INVALID,
+        ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY, VAULTS_UNAVAILABLE,
+        TOKEN_FAULT.
         """
 
     @_abc_1.abstractmethod
@@ -91,8 +96,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_pb2.ReportReceiptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_delivery_pb2.ReportReceiptResponse, _abc.Awaitable[_delivery_pb2.ReportReceiptResponse]]:
-        """Reports the SIM's receipt; when it verifies, the issuance is ACTIVE. Reporting it again changes nothing and
-        succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID, RECEIPT_INVALID, RECEIPT_REJECTED,
+        """Reports the SIM's receipt, alone or among all its responses to a script; when it verifies, the issuance is ACTIVE.
+        Reporting it again changes nothing and succeeds. Role: tsm. Errors: NAME_INVALID, REQUEST_ID_INVALID,
+        FIELD_INVALID, TLV_INVALID, SCRIPT_INCOMPLETE, RESPONSE_REJECTED, RECEIPT_INVALID, RECEIPT_REJECTED,
         ISSUANCE_NOT_FOUND, ISSUANCE_NOT_READY, ISSUANCE_ENDED, KEY_SET_UNKNOWN, REQUEST_ID_REUSED, VAULTS_BUSY,
         VAULTS_UNAVAILABLE, TOKEN_FAULT.
         """
