@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.domain.keyset import SimIssuer
+from appliance.domain.lints import UNREADABLE
 from appliance.domain.profile import CertificateProfile
 from appliance.domain.setting import SettingError
 from appliance.errors import ApplianceError, Reason
@@ -28,6 +31,7 @@ _URI: Final = re.compile(r"[a-z][a-z0-9+.-]*:[\x21-\x7E]+")
 _LISTEN: Final = re.compile(r"(?:\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Days = Annotated[int, msgspec.Meta(ge=1, le=90)]
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 _T = TypeVar("_T")
 
@@ -57,12 +61,14 @@ class ModuleSettings:
         token_label: as C_GetTokenInfo shows it, without padding.
         token_serial: likewise; another serial number means another token under the same label.
         environment: variables that the module reads, as they are (SOFTHSM2_CONF, for example).
+        arguments: what the module wants of C_Initialize (NSS, for example); "" for most.
     """
 
     path: Path
     token_label: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
     token_serial: Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
     environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,8 @@ class FrontSettings:
         ledger: SQLAlchemy URL.
         max_concurrent: calls in work at once; more are refused.
         drain_seconds: how long calls in work may go on when the server stops.
+        certificate_wait_days: how long a sealed key waits for an external CA's certificate; then it is erased.
+        health_socket: Unix socket for `appliance health front`; none without it.
     """
 
     content_key_file: Path
@@ -141,6 +149,8 @@ class FrontSettings:
     ledger: str = "sqlite:///ledger.db"
     max_concurrent: _Count = 256
     drain_seconds: _Seconds = 30
+    certificate_wait_days: _Days = 14
+    health_socket: Path | None = None
 
     def __post_init__(self) -> None:
         if not _LISTEN.fullmatch(self.listen) or int(self.listen.rpartition(":")[2]) > 0xFFFF:
@@ -245,6 +255,24 @@ def load(path: Path) -> Settings:
         sim_issuers=_read_all(base / "sim_issuers", SimIssuer, base),
         profiles=_read_all(base / "profiles", CertificateProfile, base),
     )
+
+
+def ca_certificate(profile: CertificateProfile) -> bytes:
+    """The certificate of a profile's issuing CA, DER.
+
+    Raises:
+        SettingError: SETTINGS_INVALID.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(profile.ca_certificate.read_bytes())
+        _ = certificate.extensions  # read only when they are asked for
+        return certificate.public_bytes(Encoding.DER)
+    except (OSError, *UNREADABLE) as error:
+        raise SettingError(
+            f"profiles/{profile.name}.toml: ca_certificate",
+            f"{profile.ca_certificate} is not a readable PEM certificate.",
+            "Name the certificate that the ceremony made, or that the external CA has published.",
+        ) from error
 
 
 def _absolute(url: str, base: Path) -> str:

@@ -47,8 +47,12 @@ class Reason(StrEnum):
     SCP03_INVALID = "SCP03_INVALID"
     RECEIPT_INVALID = "RECEIPT_INVALID"
     RECEIPT_REJECTED = "RECEIPT_REJECTED"
+    RESPONSE_REJECTED = "RESPONSE_REJECTED"
+    SCRIPT_INCOMPLETE = "SCRIPT_INCOMPLETE"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
     CERTIFICATE_REFUSED = "CERTIFICATE_REFUSED"
+    CERTIFICATE_NOT_AWAITED = "CERTIFICATE_NOT_AWAITED"
+    CERTIFICATE_OVERDUE = "CERTIFICATE_OVERDUE"
     SIM_ISSUER_UNKNOWN = "SIM_ISSUER_UNKNOWN"
     KEY_SET_UNKNOWN = "KEY_SET_UNKNOWN"
     KEY_SET_NOT_USABLE = "KEY_SET_NOT_USABLE"
@@ -70,6 +74,7 @@ class Reason(StrEnum):
     DRAINING = "DRAINING"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     TOKEN_FAULT = "TOKEN_FAULT"
+    SEAL_REJECTED = "SEAL_REJECTED"
     INTERNAL = "INTERNAL"
     SETTINGS_INVALID = "SETTINGS_INVALID"
     DEMO_IN_PRODUCTION = "DEMO_IN_PRODUCTION"
@@ -80,6 +85,7 @@ class Reason(StrEnum):
     KEY_EXISTS = "KEY_EXISTS"
     KCV_MISMATCH = "KCV_MISMATCH"
     KEY_ATTRIBUTES_DIFFER = "KEY_ATTRIBUTES_DIFFER"
+    CA_KEY_MISMATCH = "CA_KEY_MISMATCH"
     MECHANISM_MISSING = "MECHANISM_MISSING"
     LEDGER_SCHEMA_MISMATCH = "LEDGER_SCHEMA_MISMATCH"
     COMPONENT_INVALID = "COMPONENT_INVALID"
@@ -102,8 +108,14 @@ REASONS: dict[Reason, Rule] = {
     Reason.SCP03_INVALID: Rule(_BAD, "A secure channel parameter, response or MAC is not valid."),
     Reason.RECEIPT_INVALID: Rule(_BAD, "The receipt has not the length of the issuance's key type."),
     Reason.RECEIPT_REJECTED: Rule(_BAD, "The receipt's signature or CMAC does not verify for this issuance."),
+    Reason.RESPONSE_REJECTED: Rule(_BAD, "A response to a script is malformed, another session's, or does not verify."),
+    Reason.SCRIPT_INCOMPLETE: Rule(_BAD, "The SIM refused a command of the script, or the script was cut off."),
     Reason.PAGE_TOKEN_INVALID: Rule(_BAD, "The page token was not made by this method."),
-    Reason.CERTIFICATE_REFUSED: Rule(_BAD, "The certificate would break its profile or a lint; nothing was signed."),
+    Reason.CERTIFICATE_REFUSED: Rule(
+        _BAD, "The certificate breaks its profile or a lint, or is another key's; it was neither made nor taken."
+    ),
+    Reason.CERTIFICATE_NOT_AWAITED: Rule(_STATE, "The issuance waits for no certificate, or has got another one."),
+    Reason.CERTIFICATE_OVERDUE: Rule(_STATE, "The CA's certificate did not come in time; the issuance was abandoned."),
     Reason.SIM_ISSUER_UNKNOWN: Rule(Code.NOT_FOUND, "No SIM issuer of this name is declared."),
     Reason.KEY_SET_UNKNOWN: Rule(Code.NOT_FOUND, "The SIM issuer has no key set of this version number."),
     Reason.KEY_SET_NOT_USABLE: Rule(_STATE, "The key set's state does not permit sealing."),
@@ -129,6 +141,7 @@ REASONS: dict[Reason, Rule] = {
     Reason.DRAINING: Rule(Code.UNAVAILABLE, "This node is stopping; another one, or a later call, will answer.", 1.0),
     Reason.MESSAGE_TOO_LARGE: Rule(Code.RESOURCE_EXHAUSTED, "The message is larger than the server accepts."),
     Reason.TOKEN_FAULT: Rule(Code.UNAVAILABLE, "The HSM gave an error; the session was renewed.", 1.0),
+    Reason.SEAL_REJECTED: Rule(Code.INTERNAL, "What waited for its certificate is not what the HSM has sealed."),
     Reason.INTERNAL: Rule(Code.INTERNAL, "A defect of the appliance; the log has it under the request id."),
     Reason.SETTINGS_INVALID: Rule(_STATE, "A settings file cannot be used."),
     Reason.DEMO_IN_PRODUCTION: Rule(_STATE, "Production settings name something made for demonstration."),
@@ -139,6 +152,7 @@ REASONS: dict[Reason, Rule] = {
     Reason.KEY_EXISTS: Rule(_STATE, "A key of this label is already on the token."),
     Reason.KCV_MISMATCH: Rule(_STATE, "A key's check value differs from the declared one."),
     Reason.KEY_ATTRIBUTES_DIFFER: Rule(_STATE, "A key's attributes differ from its template."),
+    Reason.CA_KEY_MISMATCH: Rule(_STATE, "The issuing CA's key on the token is not that of its certificate."),
     Reason.MECHANISM_MISSING: Rule(_STATE, "The module lacks a mechanism, or it behaves otherwise than needed."),
     Reason.LEDGER_SCHEMA_MISMATCH: Rule(_STATE, "The ledger's schema is of another version than this program."),
     Reason.COMPONENT_INVALID: Rule(_BAD, "A key component or its check value is not valid."),

@@ -51,8 +51,12 @@ class IssuerClient(_Client):
     """The issuer role: IssuanceService."""
 
     async def issue(self, request: issuance_pb2.IssueRequest) -> issuance_pb2.Issuance:
-        """The issuance that the request makes, as it was when it became READY."""
+        """The issuance that the request makes, as it was when its key was made: READY, or AWAITING_CERTIFICATE."""
         return (await self._call(self._stub.Issue, request)).issuance
+
+    async def submit_certificate(self, request: issuance_pb2.SubmitCertificateRequest) -> issuance_pb2.Issuance:
+        """The issuance that the external CA's certificate has completed."""
+        return (await self._call(self._stub.SubmitCertificate, request)).issuance
 
     async def get_issuance(self, request: issuance_pb2.GetIssuanceRequest) -> issuance_pb2.Issuance:
         """The issuance as it stands now."""
@@ -87,7 +91,7 @@ class TsmClient(_Client):
         return await self._call(self._stub.FetchScript, request)
 
     async def report_receipt(self, request: delivery_pb2.ReportReceiptRequest) -> issuance_pb2.Issuance:
-        """The ACTIVE issuance, after its receipt was verified."""
+        """The ACTIVE issuance, after the receipt was verified that came alone or with a played script."""
         return (await self._call(self._stub.ReportReceipt, request)).issuance
 
     @cached_property

@@ -56,6 +56,7 @@ listen = "127.0.0.1:{port}"
 ledger = "sqlite:///ledger.db"
 content_key_file = "content.key"
 profile = {profile}
+health_socket = {health_socket}
 
 [front.tls]
 certificate = "tls/server.pem"
@@ -222,13 +223,15 @@ def _write_settings(
         _CLIENT.format(uri=uri, role=role, sim_issuers=json.dumps([published.SIM_ISSUER] if role == "tsm" else []))
         for role, uri in CLIENTS.items()
     )
+    sockets = _socket_directory(site.directory)
     site.settings.write_text(
         _SETTINGS.format(
             module=_string(token.path),
             label=_string(token.token_label),
             serial=_string(token.token_serial),
             softhsm_conf=_string(site.directory / "softhsm2.conf"),
-            sockets=_string(_socket_directory(site.directory)),
+            sockets=_string(sockets),
+            health_socket=_string(sockets / "front.sock"),
             vaults=vaults,
             port=port,
             profile=_string(published.PROFILE),

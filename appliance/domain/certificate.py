@@ -1,6 +1,7 @@
 """X.509 certificates as bytes: what is to be signed, and signature joined to it (RFC 5280). Nothing is signed here."""
 
 import hashlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -47,11 +48,12 @@ def signature_scheme(spki: bytes) -> SignatureScheme:
     Raises:
         ApplianceError: CERTIFICATE_REFUSED where it is neither RSA of 2,048 bits or more, P-256 nor P-384.
     """
-    key = keys.PublicKeyInfo.load(spki)
-    if key.algorithm == "rsa" and key.bit_size >= 2048:
-        return SignatureScheme("sha256_rsa", "1.2.840.113549.1.1.11", "sha256", key.byte_size)
-    if key.algorithm == "ec" and key.curve[1] in _EC_SCHEMES:
-        return _EC_SCHEMES[key.curve[1]]
+    with suppress(KeyError, TypeError, ValueError):  # what the library raises for a key that it does not know
+        key = keys.PublicKeyInfo.load(spki)
+        if key.algorithm == "rsa" and key.bit_size >= 2048:
+            return SignatureScheme("sha256_rsa", "1.2.840.113549.1.1.11", "sha256", key.byte_size)
+        if key.algorithm == "ec" and key.curve[1] in _EC_SCHEMES:
+            return _EC_SCHEMES[key.curve[1]]
     raise ApplianceError(
         Reason.CERTIFICATE_REFUSED,
         "The issuing CA's key is none that may sign certificates.",
@@ -62,6 +64,12 @@ def signature_scheme(spki: bytes) -> SignatureScheme:
 def public_key(certificate: bytes) -> bytes:
     """The DER SubjectPublicKeyInfo of a DER certificate."""
     return bytes(x509.Certificate.load(certificate).public_key.dump())
+
+
+def last_second(certificate: bytes) -> datetime:
+    """The end of validity of a DER certificate, aware."""
+    end: datetime = x509.Certificate.load(certificate)["tbs_certificate"]["validity"]["not_after"].native
+    return end
 
 
 def build_tbs(
@@ -86,13 +94,13 @@ def build_tbs(
     issued = _issued_alike(profile, issuer)
     return _tbs(
         issuer=issued.issuer,
-        subject=_name(country_name=profile.subject_country, common_name=common_name),
+        subject=build_name(country_name=profile.subject_country, common_name=common_name),
         scheme=issued.scheme,
         spki=spki,
         serial=serial,
         not_before=not_before,
         not_after=not_after,
-        extensions=[_extension("key_identifier", key_identifier(spki)), *issued.extensions],
+        extensions=[build_extension("key_identifier", key_identifier(spki)), *issued.extensions],
     )
 
 
@@ -107,7 +115,7 @@ def build_self_signed_tbs(
         organization, common_name: O and CN, 1 to 64 characters.
         not_before, not_after: aware; first and last second of validity, both included.
     """
-    name = _name(country_name="JP", organization_name=organization, common_name=common_name)
+    name = build_name(country_name="JP", organization_name=organization, common_name=common_name)
     identifier = key_identifier(spki)
     return _tbs(
         issuer=name,
@@ -118,10 +126,10 @@ def build_self_signed_tbs(
         not_before=not_before,
         not_after=not_after,
         extensions=[
-            _extension("basic_constraints", {"ca": True, "path_len_constraint": 0}, critical=True),
-            _extension("key_usage", {"key_cert_sign", "crl_sign"}, critical=True),
-            _extension("key_identifier", identifier),
-            _extension("authority_key_identifier", {"key_identifier": identifier}),
+            build_extension("basic_constraints", {"ca": True, "path_len_constraint": 0}, critical=True),
+            build_extension("key_usage", {"key_cert_sign", "crl_sign"}, critical=True),
+            build_extension("key_identifier", identifier),
+            build_extension("authority_key_identifier", {"key_identifier": identifier}),
         ],
     )
 
@@ -178,7 +186,7 @@ def _tbs(
         {
             "version": "v3",
             "serial_number": serial,
-            "signature": _algorithm(scheme),
+            "signature": build_algorithm(scheme),
             "issuer": issuer,
             "validity": {"not_before": _time(not_before), "not_after": _time(not_after)},
             "subject": subject,
@@ -189,13 +197,15 @@ def _tbs(
     return bytes(tbs.dump())
 
 
-def _algorithm(scheme: SignatureScheme) -> algos.SignedDigestAlgorithm:
+def build_algorithm(scheme: SignatureScheme) -> algos.SignedDigestAlgorithm:
+    """AlgorithmIdentifier of a signature."""
     # RFC 4055, 5: RSA has NULL parameters; RFC 5758, 3.2: ECDSA has none.
     parameters = {"parameters": core.Null()} if scheme.is_rsa else {}
     return algos.SignedDigestAlgorithm({"algorithm": scheme.algorithm, **parameters})
 
 
-def _name(**attributes: str) -> x509.Name:
+def build_name(**attributes: str) -> x509.Name:
+    """A distinguished name of these attributes, in asn1crypto's terms and in this order."""
     return x509.Name.build(attributes)
 
 
@@ -216,22 +226,22 @@ class _IssuedAlike(NamedTuple):
 def _issued_alike(profile: CertificateProfile, issuer: bytes) -> _IssuedAlike:
     ca = x509.Certificate.load(issuer)
     extensions = [
-        _extension("authority_key_identifier", {"key_identifier": ca.key_identifier}),
-        _extension("key_usage", set(profile.key_usage), critical=True),
-        _extension("certificate_policies", [_policy(profile)], critical=profile.policy_critical),
+        build_extension("authority_key_identifier", {"key_identifier": ca.key_identifier}),
+        build_extension("key_usage", set(profile.key_usage), critical=True),
+        build_extension("certificate_policies", [_policy(profile)], critical=profile.policy_critical),
     ]
     if profile.extended_key_usage:
-        extensions.append(_extension("extended_key_usage", list(profile.extended_key_usage)))
+        extensions.append(build_extension("extended_key_usage", list(profile.extended_key_usage)))
     if profile.crl_url:
         point = {"distribution_point": x509.DistributionPointName("full_name", [_uri(profile.crl_url)])}
-        extensions.append(_extension("crl_distribution_points", [point]))
+        extensions.append(build_extension("crl_distribution_points", [point]))
     access = [
         {"access_method": method, "access_location": _uri(url)}
         for method, url in (("ocsp", profile.ocsp_url), ("ca_issuers", profile.ca_issuers_url))
         if url
     ]
     if access:
-        extensions.append(_extension("authority_information_access", access))
+        extensions.append(build_extension("authority_information_access", access))
     reloaded = tuple(x509.Extension.load(extension.dump()) for extension in extensions)
     return _IssuedAlike(ca.subject, signature_scheme(ca.public_key.dump()), reloaded)
 
@@ -247,5 +257,6 @@ def _uri(url: str) -> x509.GeneralName:
     return x509.GeneralName("uniform_resource_identifier", url)
 
 
-def _extension(kind: str, value: Any, *, critical: bool = False) -> x509.Extension:
+def build_extension(kind: str, value: Any, *, critical: bool = False) -> x509.Extension:
+    """An extension, in asn1crypto's terms."""
     return x509.Extension({"extn_id": kind, "critical": critical, "extn_value": value})

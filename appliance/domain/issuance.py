@@ -6,7 +6,9 @@ The rules, which the ledger applies and its database enforces where it can:
 - A person has at most one live issuance of a kind (`LIVE`; 二重発行の禁止).
 - Before the HSM is asked an attempt is committed, with a package counter and a certificate serial of its own. Only the
   newest attempt can complete; the values of any other are spent.
-- The wrapped key is kept while the issuance is READY and at no other time (sim-package.md, After delivery).
+- The wrapped key is kept while the issuance is AWAITING_CERTIFICATE or READY and at no other time (sim-package.md,
+  After delivery).
+- What waits for an external CA's certificate waits until it is due, then it is ABANDONED.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from appliance.domain.package import MAX_COUNTER, KeyType
+from appliance.domain.package import MAX_COUNTER, KeyType, PendingPackage
 from appliance.errors import ApplianceError, Reason
 
 KIND = "user-authentication"
@@ -35,19 +37,23 @@ class State(StrEnum):
     """Where an issuance stands."""
 
     RESERVED = "RESERVED"
+    AWAITING_CERTIFICATE = "AWAITING_CERTIFICATE"
     READY = "READY"
     ACTIVE = "ACTIVE"
     ABANDONED = "ABANDONED"
     FAILED = "FAILED"
 
 
-LIVE = frozenset({State.RESERVED, State.READY, State.ACTIVE})
+LIVE = frozenset({State.RESERVED, State.AWAITING_CERTIFICATE, State.READY, State.ACTIVE})
 
 
 class Move(StrEnum):
     """What can happen to an issuance."""
 
     COMPLETE = "COMPLETE"
+    REQUEST_CERTIFICATE = "REQUEST_CERTIFICATE"
+    CERTIFY = "CERTIFY"
+    EXPIRE = "EXPIRE"
     ACTIVATE = "ACTIVATE"
     ABANDON = "ABANDON"
     SUPERSEDE = "SUPERSEDE"
@@ -56,12 +62,24 @@ class Move(StrEnum):
 
 TRANSITIONS: Mapping[tuple[State, Move], State] = {
     (State.RESERVED, Move.COMPLETE): State.READY,
+    (State.RESERVED, Move.REQUEST_CERTIFICATE): State.AWAITING_CERTIFICATE,
     (State.RESERVED, Move.ABANDON): State.ABANDONED,
     (State.RESERVED, Move.SUPERSEDE): State.ABANDONED,
     (State.RESERVED, Move.FAIL): State.FAILED,
+    (State.AWAITING_CERTIFICATE, Move.CERTIFY): State.READY,
+    (State.AWAITING_CERTIFICATE, Move.ABANDON): State.ABANDONED,
+    (State.AWAITING_CERTIFICATE, Move.EXPIRE): State.ABANDONED,
+    (State.READY, Move.CERTIFY): State.READY,  # the same certificate submitted twice
     (State.READY, Move.ACTIVATE): State.ACTIVE,
     (State.READY, Move.ABANDON): State.ABANDONED,
+    (State.ACTIVE, Move.CERTIFY): State.ACTIVE,  # the same certificate submitted twice
     (State.ACTIVE, Move.ACTIVATE): State.ACTIVE,  # a receipt reported twice
+}
+
+
+_WAYS_TO_READY: Mapping[State, str] = {
+    State.RESERVED: "Its issuer completes it by repeating its Issue call.",
+    State.AWAITING_CERTIFICATE: "Its issuer completes it with SubmitCertificate.",
 }
 
 
@@ -69,14 +87,16 @@ def next_state(state: State, move: Move) -> State:
     """The state after `move`.
 
     Raises:
-        ApplianceError: ISSUANCE_NOT_READY for a receipt before there is a package, ISSUANCE_ENDED for every other move
-            that the state does not permit.
+        ApplianceError: ISSUANCE_NOT_READY for a receipt before there is a package, CERTIFICATE_NOT_AWAITED for a
+            certificate before there is a key, ISSUANCE_ENDED for every other move that the state does not permit.
     """
     after = TRANSITIONS.get((state, move))
     if after is not None:
         return after
-    if (state, move) == (State.RESERVED, Move.ACTIVATE):
+    if move is Move.ACTIVATE and state in LIVE:
         raise not_ready(state)
+    if move is Move.CERTIFY and state in LIVE:
+        raise not_awaited(state)
     raise ApplianceError(
         Reason.ISSUANCE_ENDED,
         f"An issuance that is {state} cannot {move.lower()}.",
@@ -100,8 +120,28 @@ def not_ready(state: State) -> ApplianceError:
     return ApplianceError(
         Reason.ISSUANCE_NOT_READY,
         f"The issuance is {state} and has no package to deliver.",
-        hint="Complete a RESERVED one by repeating its Issue call; an ended one needs a new request.",
+        hint=_WAYS_TO_READY.get(state, "It is delivered or has ended; a new request starts another one."),
         state=state,
+    )
+
+
+def not_awaited(state: State) -> ApplianceError:
+    """The refusal for a certificate that nothing waits for: there is no request for it yet, or another one came."""
+    return ApplianceError(
+        Reason.CERTIFICATE_NOT_AWAITED,
+        f"The issuance is {state} and does not wait for this certificate.",
+        hint="Repeat the Issue call of a RESERVED one; else keep the certificate that it has, and revoke this one.",
+        state=state,
+    )
+
+
+def overdue(issuance: str) -> ApplianceError:
+    """The refusal for the certificate of an issuance that has waited too long for it."""
+    return ApplianceError(
+        Reason.CERTIFICATE_OVERDUE,
+        "The certificate did not come in time; the issuance was abandoned and its key erased.",
+        hint="Have the CA revoke the certificate, and issue anew with another request_id.",
+        issuance=f"issuances/{issuance}",
     )
 
 
@@ -168,14 +208,21 @@ class IssuanceRecord:
     updated: datetime
     """When its state last changed."""
     counter: int | None = None
-    """Package counter; this and the next four from READY on."""
-    certificate_serial: bytes | None = None
-    certificate: bytes | None = field(default=None, repr=False)
+    """Package counter; this and the header from AWAITING_CERTIFICATE or READY on."""
     header: bytes | None = field(default=None, repr=False)
     """E1 TLV, tag and length included."""
+    certificate_serial: bytes | None = None
+    """This and the next two from READY on."""
+    certificate: bytes | None = field(default=None, repr=False)
     package_sha256: bytes | None = None
     package: bytes | None = field(default=None, repr=False)
     """The SIM package; only while READY."""
+    certificate_request: bytes | None = field(default=None, repr=False)
+    """PKCS#10, DER; this and the next two only while AWAITING_CERTIFICATE."""
+    certificate_due: datetime | None = None
+    """When it is abandoned unless its certificate has come."""
+    pending: PendingPackage | None = field(default=None, repr=False)
+    """What the certificate completes."""
     end_reason: str = ""
     """Reason of `REASONS` that ended it; only when ABANDONED or FAILED."""
     end_detail: str = ""

@@ -4,15 +4,15 @@ The builder and the lints say the same in two ways, and through two ASN.1 librar
 other. What does not parse breaks the lint that wanted to read it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from asn1crypto import x509 as asn1_x509
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
@@ -27,7 +27,7 @@ MIN_CERTIFICATE: Final = 256
 SERIAL_BITS: Final = range(64, 160)
 """64 random bits at least (CA/Browser Forum BR, 7.1); 20 octets with a clear sign bit at most."""
 
-_KNOWN: Final[frozenset[x509.ObjectIdentifier]] = frozenset(
+KNOWN: Final[frozenset[x509.ObjectIdentifier]] = frozenset(
     kind.oid
     for kind in (
         x509.AuthorityInformationAccess,
@@ -40,9 +40,10 @@ _KNOWN: Final[frozenset[x509.ObjectIdentifier]] = frozenset(
         x509.SubjectKeyIdentifier,
     )
 )
-_UNREADABLE: Final = (
+UNREADABLE: Final = (
     ValueError,
     TypeError,
+    InvalidSignature,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.ExtensionNotFound,
@@ -81,13 +82,16 @@ class Examined:
         return all(extension.oid != kind.oid for extension in self.certificate.extensions)
 
 
-class Lint(NamedTuple):
+_Examined = TypeVar("_Examined", bound=Examined, contravariant=True)
+
+
+class Lint(NamedTuple, Generic[_Examined]):
     """One rule: its name in errors, who made it, what it says, and whether a certificate keeps it."""
 
     name: str
     source: str
     rule: str
-    keeps: Callable[[Examined], bool]
+    keeps: Callable[[_Examined], bool]
 
 
 def lint(certificate: bytes, profile: CertificateProfile, issuer: bytes) -> None:
@@ -101,21 +105,24 @@ def lint(certificate: bytes, profile: CertificateProfile, issuer: bytes) -> None
     Raises:
         ApplianceError: CERTIFICATE_REFUSED, naming all broken lints in its detail and in the fact `lints`.
     """
-    examined = Examined(certificate, profile, issuer)
-    broken = [lint for lint in LINTS if not _keeps(lint, examined)]
-    if broken:
+    if found := broken(LINTS, Examined(certificate, profile, issuer)):
         raise ApplianceError(
             Reason.CERTIFICATE_REFUSED,
-            "The certificate breaks a lint. " + " ".join(f"{lint.name}: {lint.rule}" for lint in broken),
+            "The certificate breaks a lint. " + " ".join(f"{lint.name}: {lint.rule}" for lint in found),
             hint=f"Compare the request with profile {profile.name} and the issuing CA's certificate.",
-            lints=",".join(lint.name for lint in broken),
+            lints=",".join(lint.name for lint in found),
         )
 
 
-def _keeps(lint: Lint, examined: Examined) -> bool:
+def broken(lints: Iterable[Lint[_Examined]], examined: _Examined) -> list[Lint[_Examined]]:
+    """Those of the lints that this certificate breaks."""
+    return [lint for lint in lints if not _keeps(lint, examined)]
+
+
+def _keeps(lint: Lint[_Examined], examined: _Examined) -> bool:
     try:
         return lint.keeps(examined)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
 
 
@@ -224,7 +231,7 @@ def _basic_constraints(it: Examined) -> bool:
     return all(isinstance(value, x509.BasicConstraints) and not value.ca for value in found)
 
 
-LINTS: Final = (
+LINTS: Final[tuple[Lint[Examined], ...]] = (
     Lint(
         "size",
         "sim-package.md, C2; card-side.md",
@@ -303,6 +310,6 @@ LINTS: Final = (
         "known_extensions",
         "RFC 5280, 4.2",
         "Every extension is one that the profile speaks of.",
-        lambda it: all(extension.oid in _KNOWN for extension in it.certificate.extensions),
+        lambda it: all(extension.oid in KNOWN for extension in it.certificate.extensions),
     ),
 )

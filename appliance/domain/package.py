@@ -23,6 +23,8 @@ MAX_COUNTER: Final = 0xFFFFFFFF
 MAX_WRAPPED: Final = 1300
 """A wrapped RSA-2048 key has about 1,230 bytes."""
 MAX_CERTIFICATE: Final = 2048
+MAX_CERTIFICATE_REQUEST: Final = 2048
+"""One for an RSA-2048 key has about 700 bytes."""
 
 PACKAGE_TAG: Final = 0xE0
 HEADER_TAG: Final = 0xE1
@@ -182,6 +184,33 @@ class SimPackage:
         header, wrapped, certificate, mac = tlv.decode_sequence(value, _PACKAGE_FIELDS, at=at)
         header_tlv = tlv.encode(HEADER_TAG, header)
         return cls(Header._of(header, at=at + len(header_tlv) - len(header)), wrapped, certificate, mac)
+
+
+@dataclass(frozen=True)
+class PendingPackage:
+    """A sealed key that waits for its certificate: header, C1, the certificate request (PKCS#10, DER), interim MAC.
+
+    It stays within the appliance: no SIM ever sees one (sim-package.md, With an external CA).
+
+    Raises:
+        ApplianceError: FIELD_INVALID for a part outside its length.
+    """
+
+    header: Header
+    wrapped: bytes = field(repr=False)
+    certificate_request: bytes = field(repr=False)
+    interim_mac: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _require_length("wrapped", self.wrapped, 1, MAX_WRAPPED)
+        _require_length("certificate_request", self.certificate_request, 1, MAX_CERTIFICATE_REQUEST)
+        _require_length("interim_mac", self.interim_mac, MAC_LENGTH, MAC_LENGTH)
+
+
+def interim_mac_input(header_tlv: bytes, wrapped: bytes) -> bytes:
+    """What the interim MAC is the AES-CMAC of, under K_AUTH: `"PENDING" || E1 TLV || C1 TLV`."""
+    _require_length("wrapped", wrapped, 1, MAX_WRAPPED)
+    return b"PENDING" + header_tlv + tlv.encode(WRAPPED_TAG, wrapped)
 
 
 def package_mac_input(header_tlv: bytes, wrapped: bytes, certificate: bytes) -> bytes:

@@ -28,6 +28,7 @@ MAX_CARD_ISSUER: Final = 256
 MAX_CARD_SERIAL: Final = 20
 """RFC 5280, 4.1.2.2."""
 
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ISSUANCE: Final = re.compile(r"issuances/([0-9a-f]{32})")
 _SIM_ISSUER: Final = re.compile(r"simIssuers/([a-z][a-z0-9-]{0,30}[a-z0-9])")
@@ -91,7 +92,12 @@ class IssueOrder:
 
 
 def validate(
-    fields: RequestedIssue, issuers: Mapping[str, SimIssuer], profile: CertificateProfile, now: datetime
+    fields: RequestedIssue,
+    issuers: Mapping[str, SimIssuer],
+    profile: CertificateProfile,
+    now: datetime,
+    *,
+    ca_end: datetime | None = None,
 ) -> IssueOrder:
     """The order that a request makes.
 
@@ -100,6 +106,7 @@ def validate(
         issuers: the declared SIM issuers by name.
         profile: the certificate profile that serves.
         now: aware.
+        ca_end: last second of the issuing CA's certificate, which no other outlives; None where an external CA decides.
 
     Raises:
         ApplianceError: the first broken rule, with `field` as in issuance.proto.
@@ -116,6 +123,14 @@ def validate(
         )
     wished_end = _time(fields.not_after, "not_after", now)
     card_issuer, card_serial, card_end = _validate_card(fields.card_certificate, now)
+    end = min(wished_end, card_end, now.replace(microsecond=0) + timedelta(days=profile.validity_max_days))
+    if ca_end is not None and end > ca_end:
+        raise ApplianceError(
+            Reason.TIME_INVALID,
+            f"The certificate would end at {end:{_TIME}}, after its CA, which ends at {ca_end:{_TIME}}.",
+            hint="The operator puts a CA of longer validity into the profile; until then, ask for an earlier end.",
+            field="not_after",
+        )
     issuer = _find_issuer(fields.sim_issuer, issuers)
     if fields.kvn:
         validate_kvn(fields.kvn, "kvn")
@@ -124,7 +139,7 @@ def validate(
         request_id=request_id,
         person_id=fields.person_id,
         subject_common_name=fields.subject_common_name,
-        not_after=min(wished_end, card_end, now.replace(microsecond=0) + timedelta(days=profile.validity_max_days)),
+        not_after=end,
         card_issuer=card_issuer,
         card_serial=card_serial,
         card_not_after=card_end,
@@ -248,7 +263,7 @@ def _time(seconds: int | None, field: str, now: datetime) -> datetime:
     except (OverflowError, ValueError, OSError) as error:
         raise _time_invalid(field, "The time lies outside the years 1 to 9999.") from error
     if moment - now < MIN_VALIDITY:
-        raise _time_invalid(field, f"{moment:%Y-%m-%dT%H:%M:%SZ} is not at least one day in the future.")
+        raise _time_invalid(field, f"{moment:{_TIME}} is not at least one day in the future.")
     return moment
 
 

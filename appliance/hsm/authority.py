@@ -1,6 +1,5 @@
 """The issuing CA's key on the token: it signs certificates that were built and linted here, and nothing else."""
 
-import hashlib
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +7,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import Attribute, KeyType, ObjectClass
 
 from appliance.domain import certificate
 from appliance.domain.lints import lint
@@ -16,6 +15,8 @@ from appliance.domain.profile import CertificateProfile
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import Role, verify_attributes
 from appliance.hsm.module import TokenSession
+from appliance.hsm.probe import needed
+from appliance.hsm.signing import mechanism, sign
 
 _PROOF = b"PROOF OF USE: text, and so no certificate and no revocation list of anybody."
 _HASHES: dict[str, hashes.HashAlgorithm] = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
@@ -32,7 +33,7 @@ class TokenSigner:
             field: where the settings declare it.
 
         Raises:
-            ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER.
+            ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER, CA_KEY_MISMATCH, MECHANISM_MISSING.
         """
         self._session = session
         self._scheme = certificate.signature_scheme(spki)
@@ -42,7 +43,7 @@ class TokenSigner:
         verify_attributes(session, Role.ISSUING_CA, self._key, field=field)
         if not self._belongs_to(spki):
             raise ApplianceError(
-                Reason.KEY_ATTRIBUTES_DIFFER,
+                Reason.CA_KEY_MISMATCH,
                 f"Key {label} on the token is not the one of its CA certificate.",
                 hint="Set ca_certificate and ca_label to what the same ceremony made.",
                 field=field,
@@ -51,19 +52,11 @@ class TokenSigner:
 
     def sign(self, tbs: bytes) -> bytes:
         """The certificate (DER) of a TBSCertificate."""
-        return certificate.assemble(tbs, self._signature(tbs))
-
-    def _signature(self, message: bytes) -> bytes:
-        """As it stands in a certificate."""
-        if self._scheme.is_rsa:
-            return bytes(self._session.call("sign", self._key.sign, message, mechanism=Mechanism.SHA256_RSA_PKCS))
-        digest = hashlib.new(self._scheme.hash_name, message).digest()
-        return certificate.ecdsa_signature(
-            self._session.call("sign", self._key.sign, digest, mechanism=Mechanism.ECDSA)
-        )
+        return certificate.assemble(tbs, sign(self._session, self._key, self._scheme, tbs))
 
     def _belongs_to(self, spki: bytes) -> bool:
-        signature = self._signature(_PROOF)
+        with needed(mechanism(self._scheme)):
+            signature = sign(self._session, self._key, self._scheme, _PROOF)
         algorithm = _HASHES[self._scheme.hash_name]
         try:
             match load_der_public_key(spki):
@@ -88,7 +81,7 @@ class Authority:
             issuer: the CA certificate, DER.
 
         Raises:
-            ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER.
+            ApplianceError: KEY_MISSING, KEY_ATTRIBUTES_DIFFER, CA_KEY_MISMATCH, MECHANISM_MISSING.
         """
         self._profile = profile
         self._issuer = issuer

@@ -1,21 +1,24 @@
-"""The HSM as the vault sees it: three orders and nothing else. One thread only."""
+"""The HSM as the vault sees it: five orders and nothing else. One thread only."""
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TypeVar
 
 from appliance.domain.keyset import SimIssuer
-from appliance.domain.package import Header
-from appliance.domain.profile import CertificateProfile
+from appliance.domain.package import Header, KeyType, PendingPackage
+from appliance.domain.profile import CaMode, CertificateProfile
+from appliance.domain.submission import ExternalCa
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm import probe
 from appliance.hsm.authority import Authority
 from appliance.hsm.channel import open_channel
+from appliance.hsm.completion import complete
 from appliance.hsm.masters import KeySets
 from appliance.hsm.module import TokenSession
 from appliance.hsm.orders import (
     ChannelKeys,
     ChannelOrder,
+    CompletionOrder,
     LoadedKeySet,
     ModuleParameters,
     ReceiptOrder,
@@ -23,7 +26,7 @@ from appliance.hsm.orders import (
     TokenDescription,
 )
 from appliance.hsm.receipts import verify_receipt
-from appliance.hsm.sealing import seal
+from appliance.hsm.sealing import seal, seal_pending
 
 T = TypeVar("T")
 
@@ -33,6 +36,9 @@ class Engine:
 
     After a PKCS#11 error the session is closed at once, which destroys its objects; the next order opens a new one,
     finds the keys again and repeats every check.
+
+    `wrap_mechanism` is the one that proved to be RFC 5649; `deviations` is what the module's keys do not tell of
+    themselves as the standard has it.
     """
 
     def __init__(
@@ -67,17 +73,24 @@ class Engine:
 
         Raises:
             ApplianceError: PIN_REJECTED, TOKEN_ABSENT, TOKEN_CHANGED, KEY_MISSING, KCV_MISMATCH, MECHANISM_MISSING,
-                KEY_ATTRIBUTES_DIFFER, TOKEN_FAULT.
+                KEY_ATTRIBUTES_DIFFER, CA_KEY_MISMATCH, TOKEN_FAULT; SETTINGS_INVALID for an external CA's
+                certificate.
         """
         return cls(TokenSession(module, pin, stamp), issuers, profiles, clock)
 
     def _load(self) -> None:
         session = self._session
         try:
-            self._wrap_mechanism = probe.prove_mechanisms(session)
+            permitted = {name for profile, _ in self._profiles for name in profile.key_types}
+            key_types = [key_type for key_type in KeyType if key_type.name in permitted]
+            self.wrap_mechanism = probe.prove_mechanisms(session, key_types)
+            self.deviations = session.dialect.deviations
             self._key_sets = KeySets(session, self._issuers)
             self._authorities = {
-                profile.name: Authority(session, profile, certificate) for profile, certificate in self._profiles
+                profile.name: Authority(session, profile, certificate)
+                if profile.ca_mode is CaMode.INTERNAL
+                else ExternalCa(profile, certificate)
+                for profile, certificate in self._profiles
             }
         except BaseException:
             session.close()
@@ -93,19 +106,61 @@ class Engine:
         """The key sets held, with their check values."""
         return self._key_sets.loaded
 
+    def has_external_ca(self, profile: str) -> bool:
+        """Whether keys of this profile are to be sealed with `request` and `complete` instead of `issue`.
+
+        Raises:
+            ApplianceError: NODE_INCONSISTENT for a profile that is not served.
+        """
+        return isinstance(self._authority(profile), ExternalCa)
+
     def issue(self, order: SealOrder) -> bytes:
         """Make, certify, seal and destroy one key pair; answers its SIM package.
 
         Raises:
             ApplianceError: SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE, and what `seal` raises.
         """
+
+        def work() -> bytes:
+            key_set = self._key_sets.get(order.sim_issuer, order.kvn, to_seal=True)
+            authority = self._authority(order.profile)
+            if isinstance(authority, ExternalCa):
+                raise _inconsistent(f"Profile {order.profile} has an external CA.")
+            return seal(self._session, order, key_set, authority, self.wrap_mechanism, self._clock())
+
+        return self._run(work)
+
+    def request(self, order: SealOrder) -> PendingPackage:
+        """Make and seal one key pair, destroy it, and answer what waits for the external CA's certificate.
+
+        Raises:
+            ApplianceError: as `issue`, and what `seal_pending` raises.
+        """
         return self._run(
-            lambda: seal(
+            lambda: seal_pending(
                 self._session,
                 order,
                 self._key_sets.get(order.sim_issuer, order.kvn, to_seal=True),
-                self._authority(order.profile),
-                self._wrap_mechanism,
+                self._external_ca(order.profile).profile,
+                self.wrap_mechanism,
+            )
+        )
+
+    def complete(self, order: CompletionOrder) -> bytes:
+        """The SIM package of what waited and its certificate.
+
+        Raises:
+            ApplianceError: TLV_INVALID and others for the header, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN,
+                NODE_INCONSISTENT, and what `completion.complete` raises.
+        """
+        header = Header.decode(order.header)
+        return self._run(
+            lambda: complete(
+                self._session,
+                order,
+                header,
+                self._key_sets.get(order.sim_issuer, header.kvn),
+                self._external_ca(order.profile),
                 self._clock(),
             )
         )
@@ -134,15 +189,17 @@ class Engine:
         """Log out and destroy every session object."""
         self._session.close()
 
-    def _authority(self, profile: str) -> Authority:
+    def _authority(self, profile: str) -> Authority | ExternalCa:
         try:
             return self._authorities[profile]
         except KeyError:
-            raise ApplianceError(
-                Reason.NODE_INCONSISTENT,
-                f"This vault serves no certificate profile {profile}.",
-                hint="The operator restarts front and vaults on the same settings; then the same call completes.",
-            ) from None
+            raise _inconsistent(f"This vault serves no certificate profile {profile}.") from None
+
+    def _external_ca(self, profile: str) -> ExternalCa:
+        found = self._authority(profile)
+        if not isinstance(found, ExternalCa):
+            raise _inconsistent(f"Profile {profile} has no external CA.")
+        return found
 
     def _run(self, work: Callable[[], T]) -> T:
         if not self._session.is_open:
@@ -153,3 +210,11 @@ class Engine:
         finally:
             if self._session.broken:
                 self._session.close()
+
+
+def _inconsistent(detail: str) -> ApplianceError:
+    return ApplianceError(
+        Reason.NODE_INCONSISTENT,
+        detail,
+        hint="The operator restarts front and vaults on the same settings; then the same call completes.",
+    )

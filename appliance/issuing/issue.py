@@ -7,13 +7,13 @@ be known: too little time, or no vault with room.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from appliance import logs
 from appliance.domain.issuance import Attempt, IssuanceRecord
 from appliance.domain.keyset import SimIssuer
-from appliance.domain.package import KeyType
+from appliance.domain.package import KeyType, PendingPackage
 from appliance.domain.profile import CertificateProfile
 from appliance.domain.request import IssueOrder, RequestedIssue, content_digest, validate
 from appliance.errors import REASONS, ApplianceError, Code, Reason
@@ -25,6 +25,8 @@ SECONDS_NEEDED: Final[Mapping[KeyType, float]] = {KeyType.RSA_2048: 1.0, KeyType
 
 ATTEMPTS_BESIDE_OTHERS: Final = 2
 """Of what a vault takes with it, all but one request are innocent, so the first retry waits for nobody."""
+CERTIFICATE_WAIT: Final = timedelta(days=14)
+"""How long a sealed key waits for an external CA: longer than public holidays and an outage together."""
 
 _Key = tuple[str, str, bytes]
 
@@ -39,6 +41,8 @@ class Issuing:
         content_key: of the digests that tell a repeated request from another one.
         clock: aware times.
         answer: the bytes that answer a finished request, made once and then stored.
+        ca_end: last second of the issuing CA's certificate; None where an external CA decides how long its own last.
+        certificate_wait: how long a sealed key waits for the certificate of an external CA.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Issuing:
         content_key: bytes,
         clock: Callable[[], datetime],
         answer: Callable[[IssuanceRecord], bytes],
+        ca_end: datetime | None = None,
+        certificate_wait: timedelta = CERTIFICATE_WAIT,
     ) -> None:
         self._ledger = ledger
         self._vaults = vaults
@@ -59,6 +65,8 @@ class Issuing:
         self._content_key = content_key
         self._clock = clock
         self._answer = answer
+        self._ca_end = ca_end
+        self._certificate_wait = certificate_wait
         self._running: dict[_Key, asyncio.Task[bytes]] = {}
         self._suspects = asyncio.Lock()
 
@@ -68,7 +76,7 @@ class Issuing:
         Raises:
             ApplianceError: the first broken rule.
         """
-        return validate(fields, self._issuers, self._profile, self._clock())
+        return validate(fields, self._issuers, self._profile, self._clock(), ca_end=self._ca_end)
 
     async def issue(self, client: str, fields: RequestedIssue, seconds_left: float | None) -> bytes:
         """The answer to the request, for the first or the hundredth time.
@@ -135,19 +143,20 @@ class Issuing:
     async def _try(self, record: IssuanceRecord, attempt: Attempt, activation_code: str) -> bytes:
         try:
             # What was reserved is made, also where the same request would be read otherwise today.
-            package = await self._vaults.issue(record, attempt, activation_code, self._clock())
+            made = await self._vaults.issue(record, attempt, activation_code, self._clock())
         except ApplianceError as refusal:
             # Only bad input stays bad: after a fault of token, vault or settings the same call can complete it.
             if REASONS[refusal.reason].code is Code.INVALID_ARGUMENT:
                 await self._ledger.fail(attempt, refusal.reason, refusal.detail)
             raise
-        answer = await self._ledger.complete(attempt, package, self._answer)
-        logs.get().info(
-            "issuance ready",
-            issuance=f"issuances/{record.id}",
-            attempt=attempt.number,
-            serial=attempt.serial.hex(),
-        )
+        told = {"issuance": f"issuances/{record.id}", "attempt": attempt.number}
+        if isinstance(made, PendingPackage):
+            due = self._clock() + self._certificate_wait
+            answer = await self._ledger.await_certificate(attempt, made, due, self._answer)
+            logs.get().info("issuance awaits its certificate", **told, due=due.isoformat())
+        else:
+            answer = await self._ledger.complete(attempt, made, self._answer)
+            logs.get().info("issuance ready", **told, serial=attempt.serial.hex())
         return answer
 
     def _ended(self, key: _Key, task: asyncio.Task[bytes]) -> None:

@@ -1,14 +1,14 @@
 """The vaults of this machine as the front sees them: which serve, which has room, and one item to one of them.
 
 A vault is one incarnation of a process: `v<slot>-<generation>.sock` in the socket directory, with a channel of its own
-for as long as that socket is the newest of its slot. Only this module of `issuing` imports grpc: what leaves it is an
-ApplianceError or VaultLost.
+(`link`) for as long as that socket is the newest of its slot. Of `issuing` only this module and `link` import grpc:
+what leaves it is an ApplianceError or VaultLost.
 """
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
@@ -19,38 +19,29 @@ from appliance import logs
 from appliance.apdu.scp03 import SessionKeys
 from appliance.api.status import parse
 from appliance.domain.issuance import Attempt, IssuanceRecord
-from appliance.domain.package import SimPackage
+from appliance.domain.package import Header, PendingPackage, SimPackage
 from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
+from appliance.issuing.link import CALL_TIMEOUT, Link
 from appliance.vault.v1 import vault_pb2 as pb
-from appliance.vault.v1.vault_pb2_grpc import VaultServiceStub
 
 if TYPE_CHECKING:
     from appliance.vault.v1.vault_pb2_grpc import VaultServiceAsyncStub
 
 SCAN_SECONDS: Final = 0.2
-STATUS_SECONDS: Final = 0.5
-STATUS_TIMEOUT: Final = 2.0
-CALL_TIMEOUT: Final = 180.0
-"""Longer than a full queue of RSA keys takes and than any module call may: the supervisor ends a vault that hangs."""
+MAX_LOST: Final = 3
+"""Vaults that may die over one call that makes nothing, as for an issuance."""
 PATIENCE: Final = 30.0
 """How long work that is already reserved waits for a vault: enough for one to be restarted and to log in."""
 
 _SOCKET: Final = re.compile(r"v([0-9]+)-([0-9]+)\.sock")
 _NOT_TAKEN: Final = frozenset({Reason.VAULTS_BUSY, Reason.DRAINING})
 """With these a vault says that it has not touched the item: another one may have it unchanged."""
-_CHANNEL_OPTIONS: Final = (
-    # After a long outage a channel must come back as fast as a vault does.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    # An attempt reaches a vault once; whether it is tried again, the ledger decides.
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-)
 
-Response = TypeVar("Response", pb.IssueResponse, pb.OpenChannelsResponse, pb.VerifyReceiptsResponse)
+Response = TypeVar(
+    "Response", pb.IssueResponse, pb.CompletePackagesResponse, pb.OpenChannelsResponse, pb.VerifyReceiptsResponse
+)
+T = TypeVar("T")
 
 
 class VaultLost(Exception):  # noqa: N818 (an event that the use case handles, not an error that anybody is shown)
@@ -64,69 +55,6 @@ class OpenChannel(NamedTuple):
     keys: SessionKeys
 
 
-class _Link:
-    """One incarnation of a vault; `status` is None while it does not answer."""
-
-    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
-        self.name = path.stem
-        self.status: pb.GetStatusResponse | None = None
-        self.in_flight = 0
-        self._foreign = 0
-        self._changed = changed
-        self._channel = grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
-        self.stub = VaultServiceStub(self._channel)
-        self._watching = asyncio.create_task(self._watch())
-
-    @property
-    def serving(self) -> bool:
-        """Whether an item may be sent: a broken connection shows here before the next status does."""
-        return self.status is not None and self._channel.get_state() is grpc.ChannelConnectivity.READY
-
-    @property
-    def capacity(self) -> int:
-        """How many items of this front it takes at once: others' were counted at the last look."""
-        return max(0, self.status.queue_capacity - self._foreign) if self.status and self.serving else 0
-
-    @property
-    def load(self) -> int:
-        """Items that are there already."""
-        return self._foreign + self.in_flight
-
-    @property
-    def room(self) -> int:
-        """How many more items it takes."""
-        return self.capacity - self.in_flight
-
-    def full(self) -> None:
-        """Send nothing more until the next look."""
-        self._foreign = self.status.queue_capacity if self.status else 0
-
-    def lost(self) -> None:
-        """Send nothing more until it answers again."""
-        self.status = None
-
-    async def close(self) -> None:
-        """Ends the link; calls under way finish or break by themselves."""
-        self._watching.cancel()
-        self.status = None
-        await self._channel.close(grace=CALL_TIMEOUT)
-
-    async def _watch(self) -> None:
-        while True:
-            served = self.serving
-            try:
-                status = await self.stub.GetStatus(pb.GetStatusRequest(), timeout=STATUS_TIMEOUT)
-            except grpc.aio.AioRpcError:
-                self.status = None
-            else:
-                self._foreign = max(0, status.queue_length - self.in_flight)
-                self.status = status
-            if served != self.serving:
-                logs.get().info("vault serves" if self.serving else "vault does not answer", vault=self.name)
-            self._changed()
-            await asyncio.sleep(STATUS_SECONDS)
-
-
 class Vaults:
     """Watches the socket directory and sends items to the least loaded vault. Use within one event loop.
 
@@ -138,7 +66,7 @@ class Vaults:
     def __init__(self, directory: Path, *, patience: float = PATIENCE) -> None:
         self._directory = directory
         self._patience = patience
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, Link] = {}
         self._admitted = 0
         self._changed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
@@ -201,8 +129,8 @@ class Vaults:
 
     async def issue(
         self, record: IssuanceRecord, attempt: Attempt, activation_code: str, not_before: datetime
-    ) -> bytes:
-        """The SIM package of one attempt at what was reserved.
+    ) -> bytes | PendingPackage:
+        """The SIM package of one attempt at what was reserved, or, under an external CA, what waits for a certificate.
 
         Raises:
             VaultLost: the attempt's counter and serial may be spent; another attempt needs its own.
@@ -223,14 +151,24 @@ class Vaults:
             not_after_seconds=int(record.not_after.timestamp()),
         )
         request = pb.IssueRequest(items=[item])
-        package = (await self._send(lambda stub: stub.Issue(request, timeout=CALL_TIMEOUT))).package
-        try:
-            SimPackage.decode(package)
-        except ApplianceError as error:
-            raise ApplianceError(
-                Reason.INTERNAL, "The vault answered something that is no SIM package.", hint="Tell the operator."
-            ) from error
-        return package
+        made = await self._send(lambda stub: stub.Issue(request, timeout=CALL_TIMEOUT))
+        return _pending(made.pending) if made.HasField("pending") else _package(made.package)
+
+    async def complete(self, record: IssuanceRecord, certificate: bytes) -> bytes:
+        """The SIM package of what waits, with its certificate (DER). Raises as `issue`."""
+        assert record.pending  # noqa: S101 (the caller has looked)
+        item = pb.CompletionItem(
+            sim_issuer=record.sim_issuer,
+            header=record.pending.header.encode(),
+            wrapped_key=record.pending.wrapped,
+            interim_mac=record.pending.interim_mac,
+            certificate=certificate,
+            profile=record.profile,
+            subject_common_name=record.subject_common_name,
+            latest_end_seconds=int(record.card_not_after.timestamp()),
+        )
+        request = pb.CompletePackagesRequest(items=[item])
+        return _package((await self._send(lambda stub: stub.CompletePackages(request, timeout=CALL_TIMEOUT))).package)
 
     async def open_channel(self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes) -> OpenChannel:
         """SCP03 session keys for one SIM and one value of its sequence counter. Raises as `issue`."""
@@ -275,7 +213,7 @@ class Vaults:
                 link.in_flight -= 1
                 self._notify()
 
-    async def _choose(self, until: float) -> _Link:
+    async def _choose(self, until: float) -> Link:
         while True:
             open_links = [link for link in self._links.values() if link.room > 0]
             if open_links:
@@ -299,7 +237,7 @@ class Vaults:
                 for name in self._links.keys() - present.keys():
                     self._retire(name)
                 for name in present.keys() - self._links.keys():
-                    self._links[name] = _Link(present[name], self._notify)
+                    self._links[name] = Link(present[name], self._notify)
             await asyncio.sleep(SCAN_SECONDS)
 
     def _retire(self, name: str) -> None:
@@ -323,6 +261,20 @@ class Vaults:
         return ApplianceError(
             Reason.VAULTS_UNAVAILABLE, "No vault is serving.", hint="Send the same call again; tell the operator."
         )
+
+
+async def retried(ask: Callable[[], Awaitable[T]]) -> T:
+    """The vault's answer; where a vault is lost, another one's: for calls that make nothing, which are safe to repeat.
+
+    Raises:
+        ApplianceError: VAULTS_UNAVAILABLE when several are lost in a row.
+    """
+    for _ in range(MAX_LOST):
+        with contextlib.suppress(VaultLost):
+            return await ask()
+    raise ApplianceError(
+        Reason.VAULTS_UNAVAILABLE, "The vaults died over this call.", hint="Tell the operator before sending it again."
+    )
 
 
 def newest_sockets(directory: Path) -> list[Path]:
@@ -359,6 +311,27 @@ async def _only(call: AsyncIterable[Response]) -> Response:
     if responses[0].HasField("failure"):
         raise _refusal(responses[0].failure)
     return responses[0]
+
+
+def _package(package: bytes) -> bytes:
+    try:
+        SimPackage.decode(package)
+    except ApplianceError as error:
+        raise _senseless("no SIM package") from error
+    return package
+
+
+def _pending(answered: pb.PendingPackage) -> PendingPackage:
+    try:
+        return PendingPackage(
+            Header.decode(answered.header), answered.wrapped_key, answered.certificate_request, answered.interim_mac
+        )
+    except ApplianceError as error:
+        raise _senseless("nothing that a certificate completes") from error
+
+
+def _senseless(what: str) -> ApplianceError:
+    return ApplianceError(Reason.INTERNAL, f"The vault answered something that is {what}.", hint="Tell the operator.")
 
 
 def _refusal(failure: pb.Failure) -> ApplianceError:

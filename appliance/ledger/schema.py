@@ -1,9 +1,11 @@
 """The tables, and the rules that the database itself enforces.
 
 - `one_live_issuance`: one live issuance of a kind for a person.
-- `attempts`: no package counter twice for a SIM, no certificate serial twice at all.
+- `attempts`: no package counter twice for a SIM, no certificate serial of ours twice at all.
+- `one_certificate_of_a_serial`: no serial of an external CA twice.
 - `requests`: a client's request_id names one request for ever.
-- `wrapped_key_only_while_ready`: the sealed private key is there while it waits for delivery, and at no other time.
+- `wrapped_key_only_while_needed`: the sealed private key is there while it waits for its certificate or its delivery,
+  and at no other time; `interim_mac_only_while_awaiting`: what authenticates it until it has a certificate, likewise.
 
 Migrations make the tables (`migrations`); a test holds them and this module together.
 """
@@ -29,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """Alembic revision that this program reads and writes; any other is refused."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,7 +52,8 @@ class Instant(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-_IS_LIVE = text("state IN ('RESERVED', 'READY', 'ACTIVE')")
+_IS_LIVE = text("state IN ('RESERVED', 'AWAITING_CERTIFICATE', 'READY', 'ACTIVE')")
+_IS_DUE = text("certificate_due IS NOT NULL")
 # SQLite makes only an INTEGER primary key the row's own number.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
@@ -79,21 +82,38 @@ issuances = Table(
     # Of the newest attempt.
     Column("attempt", Integer, nullable=False),
     Column("attempted", Instant, nullable=False),
-    # From READY on: the parts of the package, the certificate (C2) among them.
+    # From READY on: the parts of the package, the certificate (C2) among them; counter and header also before that
+    # while a certificate is awaited.
     Column("counter", BigInteger),
     Column("certificate_serial", LargeBinary),
+    # Name of the external CA, DER; none for our own, whose serials `attempts` keeps apart.
+    Column("certificate_issuer", LargeBinary),
     Column("certificate", LargeBinary),
     Column("header", LargeBinary),
     Column("wrapped_key", LargeBinary),
     Column("package_mac", LargeBinary),
     Column("package_sha256", LargeBinary),
+    # Only while a certificate is awaited.
+    Column("certificate_request", LargeBinary),
+    Column("interim_mac", LargeBinary),
+    Column("certificate_due", Instant),
     Column("end_reason", String, nullable=False),
     Column("end_detail", String, nullable=False),
     # Of the audit entries' digests of personal data.
     Column("salt", LargeBinary, nullable=False),
-    CheckConstraint("state IN ('RESERVED', 'READY', 'ACTIVE', 'ABANDONED', 'FAILED')", name="known_state"),
-    CheckConstraint("(state = 'READY') = (wrapped_key IS NOT NULL)", name="wrapped_key_only_while_ready"),
+    CheckConstraint(
+        "state IN ('RESERVED', 'AWAITING_CERTIFICATE', 'READY', 'ACTIVE', 'ABANDONED', 'FAILED')", name="known_state"
+    ),
+    CheckConstraint(
+        "(state IN ('AWAITING_CERTIFICATE', 'READY')) = (wrapped_key IS NOT NULL)",
+        name="wrapped_key_only_while_needed",
+    ),
+    CheckConstraint(
+        "(state = 'AWAITING_CERTIFICATE') = (interim_mac IS NOT NULL)", name="interim_mac_only_while_awaiting"
+    ),
     Index("one_live_issuance", "person_id", "kind", unique=True, sqlite_where=_IS_LIVE, postgresql_where=_IS_LIVE),
+    Index("one_certificate_of_a_serial", "certificate_issuer", "certificate_serial", unique=True),
+    Index("issuances_by_due", "certificate_due", sqlite_where=_IS_DUE, postgresql_where=_IS_DUE),
     Index("issuances_by_age", "created", "id"),
     Index("issuances_by_person", "person_id", "created", "id"),
     Index("issuances_by_state", "state", "created", "id"),

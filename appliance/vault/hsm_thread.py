@@ -1,7 +1,7 @@
 """The HSM thread: the only one that touches the engine, and so the module; everybody else hands it items and waits.
 
 - Batches take turns, one item each: a long batch delays a short one by items, not by its length.
-- What takes no key generation (channels, receipts: a millisecond each) goes before what does (a second each).
+- What takes no key generation (channels, receipts, completions: a millisecond each) goes before what does (a second).
 - A batch is taken whole or refused at once (VAULTS_BUSY), by how many items wait already.
 - A batch that its caller leaves is withdrawn: of its items only the one in the engine's hands is still worked on.
 - Ending lets the item in hand finish and answers all that wait with DRAINING: nothing was done for them.
@@ -27,6 +27,7 @@ ENDING = frozenset(
         Reason.KEY_MISSING,
         Reason.KCV_MISMATCH,
         Reason.KEY_ATTRIBUTES_DIFFER,
+        Reason.CA_KEY_MISMATCH,
         Reason.MECHANISM_MISSING,
     }
 )

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,10 +20,10 @@ import grpc
 
 from appliance import config, logs, supervisor
 from appliance.config import Settings
-from appliance.domain.profile import CertificateProfile
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.engine import Engine
 from appliance.hsm.orders import ModuleParameters
+from appliance.pin import read_pin, wipe
 from appliance.supervisor import FINAL, LOGIN, RETRY
 from appliance.vault.hsm_thread import HsmThread, Stamps
 from appliance.vault.service import VaultService
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = _take_stdout()
     name = f"v{arguments.slot}-{arguments.generation}"
     logs.configure(f"vault {name}")
-    pin = supervisor.read_pin(sys.stdin.fileno())
+    pin = read_pin(sys.stdin.fileno())
     try:
         settings = config.load(arguments.config)
         os.environ.update(settings.module.environment)
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ApplianceError as refusal:
         error = refusal
     finally:
-        supervisor.wipe(pin)
+        wipe(pin)
     if error is not None:
         told = {"reason": error.reason, "field": error.field, "detail": error.detail, "hint": error.hint}
         logs.get().error("vault cannot go on", **told)
@@ -102,23 +101,26 @@ async def _run(name: str, path: Path, settings: Settings, pin: bytearray, status
     stop = _stop_asked()
     stamps = Stamps()
     reporting = asyncio.create_task(_report(stamps, status))
-    profiles = [(profile, _ca_certificate(profile)) for profile in settings.profiles.values()]
+    profiles = [(profile, config.ca_certificate(profile)) for profile in settings.profiles.values()]
 
     def start() -> Engine:
         module = settings.module
-        parameters = ModuleParameters(str(module.path), module.token_label, module.token_serial)
+        parameters = ModuleParameters(str(module.path), module.token_label, module.token_serial, module.arguments)
         issuers = tuple(settings.sim_issuers.values())
         try:
             return Engine.start(parameters, issuers, profiles, _text(pin), clock=_utc_now, stamp=stamps)
         finally:
-            supervisor.wipe(pin)
+            wipe(pin)
 
     thread = HsmThread(start, capacity=settings.vault.queue_capacity, recycle_after=settings.vault.recycle_after)
     await _first(thread.started, thread.ended, stop)
     if thread.started.done():
         issuers = {profile.name: certificate for profile, certificate in profiles}
+        engine = thread.started.result()
+        if engine.deviations:
+            logs.get().warning("module deviates", how="; ".join(engine.deviations))
         server = grpc.aio.server()
-        service = VaultService(name, thread.started.result(), thread, stamps, issuers)
+        service = VaultService(name, engine, thread, stamps, issuers)
         add_VaultServiceServicer_to_server(service, server)
         with socket_mode():
             server.add_insecure_port(f"unix:{path}")
@@ -184,18 +186,6 @@ def _text(pin: bytearray) -> str:
         raise ApplianceError(
             Reason.PIN_REJECTED, "The PIN is not UTF-8.", hint="Check where it is read from."
         ) from None
-
-
-def _ca_certificate(profile: CertificateProfile) -> bytes:
-    try:
-        return ssl.PEM_cert_to_DER_cert(profile.ca_certificate.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise ApplianceError(
-            Reason.SETTINGS_INVALID,
-            f"{profile.ca_certificate} is not a readable PEM certificate.",
-            hint="Name the certificate that the ceremony made.",
-            field=f"profiles/{profile.name}.toml: ca_certificate",
-        ) from error
 
 
 def _utc_now() -> datetime:

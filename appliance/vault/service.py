@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import grpc
 
 from appliance.api.status import abort
-from appliance.domain.package import KeyType
+from appliance.domain.package import KeyType, PendingPackage
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.engine import Engine
-from appliance.hsm.orders import ChannelKeys, ChannelOrder, ReceiptOrder, SealOrder
+from appliance.hsm.orders import ChannelKeys, ChannelOrder, CompletionOrder, ReceiptOrder, SealOrder
 from appliance.vault.hsm_thread import HsmThread, Stamps
 from appliance.vault.v1 import vault_pb2 as pb
 from appliance.vault.v1.vault_pb2_grpc import VaultServiceServicer
@@ -52,8 +52,20 @@ class VaultService(VaultServiceServicer):
         async for item, made in self._each(context, request.items, MAX_KEYS, _seal, quick=False):
             if isinstance(made, ApplianceError):
                 yield pb.IssueResponse(index=item.index, failure=_failure(made))
+            elif isinstance(made, PendingPackage):
+                yield pb.IssueResponse(index=item.index, pending=_pending(made))
             else:
                 yield pb.IssueResponse(index=item.index, package=made)
+
+    async def CompletePackages(  # noqa: N802
+        self, request: pb.CompletePackagesRequest, context: Context
+    ) -> AsyncIterator[pb.CompletePackagesResponse]:
+        """Completes what waits for its certificate."""
+        async for item, made in self._each(context, request.items, MAX_CHECKS, _complete, quick=True):
+            if isinstance(made, ApplianceError):
+                yield pb.CompletePackagesResponse(index=item.index, failure=_failure(made))
+            else:
+                yield pb.CompletePackagesResponse(index=item.index, package=made)
 
     async def OpenChannels(  # noqa: N802
         self, request: pb.OpenChannelsRequest, context: Context
@@ -122,9 +134,9 @@ class VaultService(VaultServiceServicer):
 # Orders are made in the job, so that a value that cannot be one fails its own item.
 
 
-def _seal(item: pb.IssueItem) -> Callable[[Engine], bytes]:
-    return lambda engine: engine.issue(
-        SealOrder(
+def _seal(item: pb.IssueItem) -> Callable[[Engine], bytes | PendingPackage]:
+    def job(engine: Engine) -> bytes | PendingPackage:
+        order = SealOrder(
             sim_issuer=item.sim_issuer,
             kvn=item.kvn,
             iccid=item.iccid,
@@ -137,6 +149,23 @@ def _seal(item: pb.IssueItem) -> Callable[[Engine], bytes]:
             subject_common_name=item.subject_common_name,
             not_before=_time(item.not_before_seconds, "not_before_seconds"),
             not_after=_time(item.not_after_seconds, "not_after_seconds"),
+        )
+        return engine.request(order) if engine.has_external_ca(order.profile) else engine.issue(order)
+
+    return job
+
+
+def _complete(item: pb.CompletionItem) -> Callable[[Engine], bytes]:
+    return lambda engine: engine.complete(
+        CompletionOrder(
+            sim_issuer=item.sim_issuer,
+            header=item.header,
+            wrapped_key=item.wrapped_key,
+            interim_mac=item.interim_mac,
+            certificate=item.certificate,
+            profile=item.profile,
+            subject_common_name=item.subject_common_name,
+            latest_end=_time(item.latest_end_seconds, "latest_end_seconds"),
         )
     )
 
@@ -181,6 +210,15 @@ def _time(seconds: int, field: str) -> datetime:
             hint="Send seconds since 1970.",
             field=field,
         ) from None
+
+
+def _pending(made: PendingPackage) -> pb.PendingPackage:
+    return pb.PendingPackage(
+        header=made.header.encode(),
+        wrapped_key=made.wrapped,
+        interim_mac=made.interim_mac,
+        certificate_request=made.certificate_request,
+    )
 
 
 def _channel_keys(keys: ChannelKeys) -> pb.ChannelKeys:

@@ -29,13 +29,16 @@ def claimed(directory: Path, slot: int, generation: int) -> Iterator[Path]:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise _unusable(f"The socket path {path} is longer than {_LONGEST_PATH} bytes.", "Choose a shorter directory.")
     try:
-        mode = directory.stat().st_mode
+        status = directory.stat()
         lock = os.open(directory / f"v{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise _unusable(f"{directory}: {error.strerror}.", "Make it, writable by the vaults' user alone.") from error
     try:
-        if mode & 0o022:
-            raise _unusable(f"Others may write to {directory}.", "Give it mode 2750 and the front's group.")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o027:
+            raise _unusable(
+                f"{directory} is another user's, or others may enter it, or its group may write to it.",
+                "Let it be the vaults' user's, with the front's group and mode 2750.",
+            )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -202,6 +202,17 @@ def test_addresses_and_purposes_that_the_profile_leaves_out_are_left_out(
     lint(issued, bare, ca)
 
 
+def test_what_is_signed_stands_in_the_certificate_whatever_its_length(
+    authorities: dict[str, Authority], subscribers: dict[str, Key]
+) -> None:
+    # asn1crypto takes a length that ends in 80 for the indefinite one, and encodes its value anew.
+    ca, key = authorities["p256"].certificate, spki(subscribers["rsa_2048"])
+    for length in range(256):
+        profile = replace(PROFILE, crl_url="http://crl.example.jp/" + "x" * length)
+        tbs = certificates.build_tbs(profile, ca, key, SERIAL, COMMON_NAME, NOW, NOW + timedelta(days=1))
+        assert tbs in certificates.assemble(tbs, certificates.placeholder_signature(ca))
+
+
 @pytest.mark.parametrize("ca", MAKERS)
 def test_the_placeholder_is_at_least_as_long_as_a_signature(ca: str, authorities: dict[str, Authority]) -> None:
     placeholder = certificates.placeholder_signature(authorities[ca].certificate)

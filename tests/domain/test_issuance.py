@@ -30,8 +30,12 @@ def test_every_move_is_in_the_table_or_refused(state: State, move: Move) -> None
         return
     with pytest.raises(ApplianceError) as caught:
         next_state(state, move)
-    early_receipt = (state, move) == (State.RESERVED, Move.ACTIVATE)
-    assert caught.value.reason is (Reason.ISSUANCE_NOT_READY if early_receipt else Reason.ISSUANCE_ENDED)
+    early = {
+        (State.RESERVED, Move.ACTIVATE): Reason.ISSUANCE_NOT_READY,
+        (State.AWAITING_CERTIFICATE, Move.ACTIVATE): Reason.ISSUANCE_NOT_READY,
+        (State.RESERVED, Move.CERTIFY): Reason.CERTIFICATE_NOT_AWAITED,
+    }
+    assert caught.value.reason is early.get((state, move), Reason.ISSUANCE_ENDED)
     assert caught.value.facts["state"] == state
 
 
@@ -47,9 +51,21 @@ def test_a_package_is_completed_once_and_delivered_only_from_ready() -> None:
     assert into_active == [State.READY]
 
 
-def test_a_script_for_what_is_not_ready_names_the_state() -> None:
-    refusal = not_ready(State.ACTIVE)
-    assert (refusal.reason, refusal.facts["state"]) == (Reason.ISSUANCE_NOT_READY, "ACTIVE")
+def test_a_certificate_is_awaited_only_after_the_key_was_made_and_comes_once() -> None:
+    assert [state for (state, move) in TRANSITIONS if move is Move.REQUEST_CERTIFICATE] == [State.RESERVED]
+    certified = {state: after for (state, move), after in TRANSITIONS.items() if move is Move.CERTIFY}
+    assert {state for state, after in certified.items() if state is not after} == {State.AWAITING_CERTIFICATE}
+    assert [state for (state, move) in TRANSITIONS if move is Move.EXPIRE] == [State.AWAITING_CERTIFICATE]
+
+
+@pytest.mark.parametrize(
+    ("state", "way_out"),
+    [(State.RESERVED, "Issue"), (State.AWAITING_CERTIFICATE, "SubmitCertificate"), (State.ACTIVE, "new request")],
+)
+def test_a_script_for_what_is_not_ready_names_the_state_and_the_way_out(state: State, way_out: str) -> None:
+    refusal = not_ready(state)
+    assert (refusal.reason, refusal.facts["state"]) == (Reason.ISSUANCE_NOT_READY, state)
+    assert way_out in refusal.hint
 
 
 def after(seconds: float) -> datetime:

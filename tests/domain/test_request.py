@@ -99,6 +99,20 @@ def test_the_end_is_capped_by_card_and_profile(wished: int, card: int, expected:
     assert validate(request, ISSUERS, PROFILE, NOW).not_after == NOW.replace(microsecond=0) + expected
 
 
+def test_an_end_after_the_issuing_cas_own_is_refused_and_not_cut_short() -> None:
+    request = replace(
+        REQUEST, not_after=SECONDS + 900 * DAY, card_certificate=replace(CARD, not_after=SECONDS + 999 * DAY)
+    )
+    end = validate(request, ISSUERS, PROFILE, NOW).not_after
+    assert validate(request, ISSUERS, PROFILE, NOW, ca_end=end).not_after == end
+    with pytest.raises(ApplianceError) as refused:
+        validate(request, ISSUERS, PROFILE, NOW, ca_end=end - timedelta(seconds=1))
+    assert (refused.value.reason, refused.value.field) == (Reason.TIME_INVALID, "not_after")
+    assert f"{end:%Y-%m-%dT%H:%M:%SZ}" in refused.value.detail
+    capped = replace(request, card_certificate=replace(CARD, not_after=SECONDS + 800 * DAY))
+    assert validate(capped, ISSUERS, PROFILE, NOW, ca_end=end - timedelta(days=1)).not_after < end
+
+
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [

@@ -34,13 +34,13 @@ def make_ca(site: Site, label: str, key_type: KeyType) -> bytes:
 @pytest.mark.parametrize("name", ["p256-ca", "p384-ca", "rsa-ca"])
 def test_ca_certificate_of_another_key_is_refused(site: Site, name: str) -> None:
     error = refusal(site, name, make_ca(site, "OTHER", PROFILES[name]))
-    assert (error.reason, error.field) == (Reason.KEY_ATTRIBUTES_DIFFER, f"profiles.{name}.ca_label")
+    assert (error.reason, error.field) == (Reason.CA_KEY_MISMATCH, f"profiles.{name}.ca_label")
     assert "not the one of its CA certificate" in error.detail
 
 
 def test_ca_certificate_of_another_curve_is_refused(site: Site) -> None:
     error = refusal(site, "p384-ca", make_ca(site, "OTHER", KeyType.EC_P256))
-    assert (error.reason, error.field) == (Reason.KEY_ATTRIBUTES_DIFFER, "profiles.p384-ca.ca_label")
+    assert (error.reason, error.field) == (Reason.CA_KEY_MISMATCH, "profiles.p384-ca.ca_label")
 
 
 def test_ca_certificate_of_another_algorithm_finds_no_key(site: Site) -> None:

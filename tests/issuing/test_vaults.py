@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.issuance import Attempt, IssuanceRecord, State
-from appliance.domain.package import KeyType, SimPackage
+from appliance.domain.package import Header, KeyType, PendingPackage, SimPackage
 from appliance.errors import ApplianceError, Reason
 from appliance.issuing.vaults import VaultLost, Vaults, newest_sockets
-from tests.server.fake_vault import CAPACITY, FakeVault
+from appliance.vault.v1 import vault_pb2 as pb
+from tests.server.fake_vault import CAPACITY, FakeVault, pending_for
 from tests.server.site import ACTIVATION_CODE, APPLET_AID, WAIT
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
@@ -46,6 +47,12 @@ async def vaults(sockets: Path) -> AsyncIterator[Vaults]:
 
 
 async def issue(vaults: Vaults) -> bytes:
+    made = await issue_externally(vaults)
+    assert isinstance(made, bytes)
+    return made
+
+
+async def issue_externally(vaults: Vaults) -> bytes | PendingPackage:
     return await asyncio.wait_for(vaults.issue(RECORD, ATTEMPT, ACTIVATION_CODE, NOW), WAIT)
 
 
@@ -180,6 +187,28 @@ async def test_what_is_no_sim_package_is_the_vaults_defect_and_not_the_clients(v
         with pytest.raises(ApplianceError) as caught:
             await issue(vaults)
     assert caught.value.reason is Reason.INTERNAL
+
+
+async def test_what_waits_for_a_certificate_comes_field_by_field_and_no_certificate_completes_nonsense(
+    vaults: Vaults, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeVault(sockets) as vault:
+        vault.external = True
+        await vaults.wait_ready(WAIT)
+        pending = await issue_externally(vaults)
+        (item,) = vault.items
+        sent = pending_for(item)
+        assert pending == PendingPackage(
+            Header.decode(sent.header), sent.wrapped_key, sent.certificate_request, sent.interim_mac
+        )
+        for nonsense in (b"", b"\xe1\x00", sent.header + b"\x00"):
+            wrong = pb.PendingPackage(
+                header=nonsense, wrapped_key=b"1", certificate_request=b"1", interim_mac=bytes(16)
+            )
+            monkeypatch.setattr("tests.server.fake_vault.pending_for", lambda _, wrong=wrong: wrong)
+            with pytest.raises(ApplianceError) as caught:
+                await issue_externally(vaults)
+            assert caught.value.reason is Reason.INTERNAL
 
 
 async def test_a_new_generation_takes_over_from_a_dead_one(vaults: Vaults, sockets: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,12 +13,14 @@ import grpc
 import pytest
 
 from appliance.api.status import ParsedError, parse
-from appliance.domain.package import KeyType
+from appliance.domain.package import Header, KeyType, PendingPackage
+from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.engine import Engine
 from appliance.hsm.orders import (
     ChannelKeys,
     ChannelOrder,
+    CompletionOrder,
     LoadedKeySet,
     ReceiptOrder,
     SealOrder,
@@ -65,8 +67,16 @@ ORDER = SealOrder(
 )
 
 
+PENDING = PendingPackage(
+    Header(Iccid.parse("8981309114170753644").ef_coding, b"applet", 2, 9, KeyType.EC_P384, bytes(32), bytes(8)),
+    b"wrapped",
+    b"request",
+    b"interim mac 16 b",
+)
+
+
 class FakeEngine:
-    """Notes orders and answers with `answer`; stands still in each while `held`."""
+    """Notes orders and answers with `answer`; stands still in each while `held`. Profile `external` has such a CA."""
 
     description = TokenDescription("Module 1.0", "TOKEN", "0123")
     key_sets = (LoadedKeySet("mno", 2, b"\x01\x02\x03", b"\x04\x05\x06"),)
@@ -88,7 +98,14 @@ class FakeEngine:
         self.orders.append(order)
         return self.answer(order)
 
-    issue = open_channel = verify_receipt = _do
+    issue = complete = open_channel = verify_receipt = _do
+
+    def has_external_ca(self, profile: str) -> bool:
+        return profile == "external"
+
+    def request(self, order: object) -> PendingPackage:
+        self._do(order)
+        return PENDING
 
     def close(self) -> None:
         return None
@@ -139,6 +156,40 @@ async def test_an_item_becomes_exactly_its_order(vault: Served) -> None:
     assert vault.engine.orders == [ORDER]
 
 
+async def test_under_a_profile_with_an_external_ca_the_answer_is_what_waits_for_the_certificate(vault: Served) -> None:
+    item = pb.IssueItem()
+    item.CopyFrom(ITEM)
+    item.profile = "external"
+    responses = [response async for response in vault.stub.Issue(pb.IssueRequest(items=[item]))]
+    pending = pb.PendingPackage(
+        header=PENDING.header.encode(),
+        wrapped_key=b"wrapped",
+        interim_mac=b"interim mac 16 b",
+        certificate_request=b"request",
+    )
+    assert responses == [pb.IssueResponse(index=7, pending=pending)]
+    assert vault.engine.orders == [replace(ORDER, profile="external")]
+
+
+async def test_a_completion_becomes_exactly_its_order(vault: Served) -> None:
+    vault.engine.answer = lambda _: b"package"
+    item = pb.CompletionItem(
+        index=3,
+        sim_issuer="mno",
+        header=b"e1",
+        wrapped_key=b"c1",
+        interim_mac=b"mac",
+        certificate=b"c2",
+        profile="external",
+        subject_common_name="CN",
+        latest_end_seconds=NOW,
+    )
+    responses = [r async for r in vault.stub.CompletePackages(pb.CompletePackagesRequest(items=[item]))]
+    assert responses == [pb.CompletePackagesResponse(index=3, package=b"package")]
+    latest_end = datetime.fromtimestamp(NOW, UTC)
+    assert vault.engine.orders == [CompletionOrder("mno", b"e1", b"c1", b"mac", b"c2", "external", "CN", latest_end)]
+
+
 async def test_a_channel_becomes_its_order_and_answers_all_its_keys(vault: Served) -> None:
     vault.engine.answer = lambda _: ChannelKeys(b"challenge", b"enc", b"mac", b"rmac")
     item = pb.ChannelItem(index=1, sim_issuer="mno", kvn=2, iccid=b"i", sequence_counter=5, host_challenge=b"h")
@@ -159,6 +210,9 @@ async def test_a_receipt_becomes_its_order_and_a_good_one_has_no_failure(vault: 
 
 CALLS: "dict[str, Callable[[VaultServiceAsyncStub, int], Any]]" = {
     "Issue": lambda stub, count: stub.Issue(pb.IssueRequest(items=[ITEM] * count)),
+    "CompletePackages": lambda stub, count: stub.CompletePackages(
+        pb.CompletePackagesRequest(items=[pb.CompletionItem(index=7)] * count)
+    ),
     "OpenChannels": lambda stub, count: stub.OpenChannels(
         pb.OpenChannelsRequest(items=[pb.ChannelItem(index=7)] * count)
     ),
@@ -166,7 +220,7 @@ CALLS: "dict[str, Callable[[VaultServiceAsyncStub, int], Any]]" = {
         pb.VerifyReceiptsRequest(items=[pb.ReceiptItem(index=7)] * count)
     ),
 }
-LIMITS = {"Issue": MAX_KEYS, "OpenChannels": MAX_CHECKS, "VerifyReceipts": MAX_CHECKS}
+LIMITS = {name: MAX_KEYS if name == "Issue" else MAX_CHECKS for name in CALLS}
 
 
 @pytest.mark.parametrize("method", CALLS)

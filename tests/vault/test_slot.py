@@ -1,6 +1,7 @@
 """A vault's place in the socket directory."""
 
 import errno
+import os
 import socket
 import stat
 from pathlib import Path
@@ -50,18 +51,18 @@ def test_a_slot_is_one_vaults_at_a_time(tmp_path: Path) -> None:
 def test_the_longest_path_can_be_bound_and_a_longer_one_is_refused(tmp_path: Path) -> None:
     room = 107 - len(str(tmp_path)) - len("//v0-1.sock")
     directory = tmp_path / ("d" * room)
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     with claimed(directory, 0, 1) as path, socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(path))
     longer = tmp_path / ("d" * (room + 1))
-    longer.mkdir()
+    longer.mkdir(mode=0o700)
     error = refusal(longer)
     assert (error.reason, error.field) == (Reason.SETTINGS_INVALID, "vault.socket_directory")
     assert "107 bytes" in error.detail
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
-def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o2770, 0o755, 0o751, 0o754])
+def test_a_directory_that_others_may_enter_or_its_group_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
     assert refusal(tmp_path).reason is Reason.SETTINGS_INVALID
 
@@ -70,6 +71,11 @@ def test_a_directory_that_the_fronts_group_may_enter_is_accepted(tmp_path: Path)
     tmp_path.chmod(0o2750)
     with claimed(tmp_path, 0, 1):
         pass
+
+
+def test_another_users_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert refusal(tmp_path).reason is Reason.SETTINGS_INVALID
 
 
 def test_a_missing_directory_is_refused_with_the_systems_reason(tmp_path: Path) -> None:

@@ -50,10 +50,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. The receipt has not the length of the issuance's key type."""
     ERROR_REASON_RECEIPT_REJECTED: _ErrorReason.ValueType  # 13
     """INVALID_ARGUMENT. The receipt's signature or CMAC does not verify for this issuance."""
+    ERROR_REASON_RESPONSE_REJECTED: _ErrorReason.ValueType  # 53
+    """INVALID_ARGUMENT. A response to a script is malformed, another session's, or does not verify."""
+    ERROR_REASON_SCRIPT_INCOMPLETE: _ErrorReason.ValueType  # 54
+    """INVALID_ARGUMENT. The SIM refused a command of the script, or the script was cut off."""
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 14
     """INVALID_ARGUMENT. The page token was not made by this method."""
     ERROR_REASON_CERTIFICATE_REFUSED: _ErrorReason.ValueType  # 15
-    """INVALID_ARGUMENT. The certificate would break its profile or a lint; nothing was signed."""
+    """INVALID_ARGUMENT. The certificate breaks its profile or a lint, or is another key's; it was neither made nor taken."""
+    ERROR_REASON_CERTIFICATE_NOT_AWAITED: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. The issuance waits for no certificate, or has got another one."""
+    ERROR_REASON_CERTIFICATE_OVERDUE: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION. The CA's certificate did not come in time; the issuance was abandoned."""
     ERROR_REASON_SIM_ISSUER_UNKNOWN: _ErrorReason.ValueType  # 16
     """NOT_FOUND. No SIM issuer of this name is declared."""
     ERROR_REASON_KEY_SET_UNKNOWN: _ErrorReason.ValueType  # 17
@@ -96,6 +104,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The message is larger than the server accepts."""
     ERROR_REASON_TOKEN_FAULT: _ErrorReason.ValueType  # 36
     """UNAVAILABLE. The HSM gave an error; the session was renewed."""
+    ERROR_REASON_SEAL_REJECTED: _ErrorReason.ValueType  # 52
+    """INTERNAL. What waited for its certificate is not what the HSM has sealed."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 37
     """INTERNAL. A defect of the appliance; the log has it under the request id."""
     ERROR_REASON_SETTINGS_INVALID: _ErrorReason.ValueType  # 38
@@ -116,6 +126,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. A key's check value differs from the declared one."""
     ERROR_REASON_KEY_ATTRIBUTES_DIFFER: _ErrorReason.ValueType  # 46
     """FAILED_PRECONDITION. A key's attributes differ from its template."""
+    ERROR_REASON_CA_KEY_MISMATCH: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION. The issuing CA's key on the token is not that of its certificate."""
     ERROR_REASON_MECHANISM_MISSING: _ErrorReason.ValueType  # 47
     """FAILED_PRECONDITION. The module lacks a mechanism, or it behaves otherwise than needed."""
     ERROR_REASON_LEDGER_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 48
@@ -154,10 +166,18 @@ ERROR_REASON_RECEIPT_INVALID: ErrorReason.ValueType  # 12
 """INVALID_ARGUMENT. The receipt has not the length of the issuance's key type."""
 ERROR_REASON_RECEIPT_REJECTED: ErrorReason.ValueType  # 13
 """INVALID_ARGUMENT. The receipt's signature or CMAC does not verify for this issuance."""
+ERROR_REASON_RESPONSE_REJECTED: ErrorReason.ValueType  # 53
+"""INVALID_ARGUMENT. A response to a script is malformed, another session's, or does not verify."""
+ERROR_REASON_SCRIPT_INCOMPLETE: ErrorReason.ValueType  # 54
+"""INVALID_ARGUMENT. The SIM refused a command of the script, or the script was cut off."""
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 14
 """INVALID_ARGUMENT. The page token was not made by this method."""
 ERROR_REASON_CERTIFICATE_REFUSED: ErrorReason.ValueType  # 15
-"""INVALID_ARGUMENT. The certificate would break its profile or a lint; nothing was signed."""
+"""INVALID_ARGUMENT. The certificate breaks its profile or a lint, or is another key's; it was neither made nor taken."""
+ERROR_REASON_CERTIFICATE_NOT_AWAITED: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. The issuance waits for no certificate, or has got another one."""
+ERROR_REASON_CERTIFICATE_OVERDUE: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION. The CA's certificate did not come in time; the issuance was abandoned."""
 ERROR_REASON_SIM_ISSUER_UNKNOWN: ErrorReason.ValueType  # 16
 """NOT_FOUND. No SIM issuer of this name is declared."""
 ERROR_REASON_KEY_SET_UNKNOWN: ErrorReason.ValueType  # 17
@@ -200,6 +220,8 @@ ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 35
 """RESOURCE_EXHAUSTED. The message is larger than the server accepts."""
 ERROR_REASON_TOKEN_FAULT: ErrorReason.ValueType  # 36
 """UNAVAILABLE. The HSM gave an error; the session was renewed."""
+ERROR_REASON_SEAL_REJECTED: ErrorReason.ValueType  # 52
+"""INTERNAL. What waited for its certificate is not what the HSM has sealed."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 37
 """INTERNAL. A defect of the appliance; the log has it under the request id."""
 ERROR_REASON_SETTINGS_INVALID: ErrorReason.ValueType  # 38
@@ -220,6 +242,8 @@ ERROR_REASON_KCV_MISMATCH: ErrorReason.ValueType  # 45
 """FAILED_PRECONDITION. A key's check value differs from the declared one."""
 ERROR_REASON_KEY_ATTRIBUTES_DIFFER: ErrorReason.ValueType  # 46
 """FAILED_PRECONDITION. A key's attributes differ from its template."""
+ERROR_REASON_CA_KEY_MISMATCH: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION. The issuing CA's key on the token is not that of its certificate."""
 ERROR_REASON_MECHANISM_MISSING: ErrorReason.ValueType  # 47
 """FAILED_PRECONDITION. The module lacks a mechanism, or it behaves otherwise than needed."""
 ERROR_REASON_LEDGER_SCHEMA_MISMATCH: ErrorReason.ValueType  # 48

@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ppliance/api/v1/issuance.proto\x12\x10\x61ppliance.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x0f\x43\x61rdCertificate\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x0c\x12-\n\tnot_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdf\x02\n\x0cIssueRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x11\n\tperson_id\x18\x03 \x01(\t\x12\x1b\n\x13subject_common_name\x18\x04 \x01(\t\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x10\x63\x61rd_certificate\x18\x06 \x01(\x0b\x32!.appliance.api.v1.CardCertificate\x12\x12\n\nsim_issuer\x18\x07 \x01(\t\x12\r\n\x05iccid\x18\x08 \x01(\t\x12\x0b\n\x03kvn\x18\t \x01(\r\x12\x12\n\napplet_aid\x18\n \x01(\x0c\x12+\n\x08key_type\x18\x0b \x01(\x0e\x32\x19.appliance.api.v1.KeyType\x12\x17\n\x0f\x61\x63tivation_code\x18\x0c \x01(\t\"=\n\rIssueResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance\"\xc9\x03\n\x08Issuance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.appliance.api.v1.IssuanceState\x12\x11\n\tperson_id\x18\x04 \x01(\t\x12\x12\n\nsim_issuer\x18\x05 \x01(\t\x12\r\n\x05iccid\x18\x06 \x01(\t\x12\x0b\n\x03kvn\x18\x07 \x01(\r\x12\x12\n\napplet_aid\x18\x08 \x01(\x0c\x12+\n\x08key_type\x18\t \x01(\x0e\x32\x19.appliance.api.v1.KeyType\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63\x65rtificate_serial\x18\x0c \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\r \x01(\x0c\x12\x17\n\x0fpackage_counter\x18\x0e \x01(\r\x12\x16\n\x0epackage_sha256\x18\x0f \x01(\x0c\x12\x0f\n\x07package\x18\x10 \x01(\x0c\x12\x12\n\nend_reason\x18\x11 \x01(\t\"P\n\x12GetIssuanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04view\x18\x02 \x01(\x0e\x32\x1e.appliance.api.v1.IssuanceView\"C\n\x13GetIssuanceResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance\"\x80\x01\n\x14ListIssuancesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tperson_id\x18\x03 \x01(\t\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.appliance.api.v1.IssuanceState\"_\n\x15ListIssuancesResponse\x12-\n\tissuances\x18\x01 \x03(\x0b\x32\x1a.appliance.api.v1.Issuance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x0e\x41\x62\x61ndonRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"?\n\x0f\x41\x62\x61ndonResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance*f\n\x07KeyType\x12\x18\n\x14KEY_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_TYPE_RSA_2048\x10\x01\x12\x14\n\x10KEY_TYPE_EC_P256\x10\x02\x12\x14\n\x10KEY_TYPE_EC_P384\x10\x03*\xba\x01\n\rIssuanceState\x12\x1e\n\x1aISSUANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17ISSUANCE_STATE_RESERVED\x10\x01\x12\x18\n\x14ISSUANCE_STATE_READY\x10\x02\x12\x19\n\x15ISSUANCE_STATE_ACTIVE\x10\x03\x12\x1c\n\x18ISSUANCE_STATE_ABANDONED\x10\x04\x12\x19\n\x15ISSUANCE_STATE_FAILED\x10\x05*f\n\x0cIssuanceView\x12\x1d\n\x19ISSUANCE_VIEW_UNSPECIFIED\x10\x00\x12\x17\n\x13ISSUANCE_VIEW_BASIC\x10\x01\x12\x1e\n\x1aISSUANCE_VIEW_WITH_PACKAGE\x10\x02\x32\xe9\x02\n\x0fIssuanceService\x12H\n\x05Issue\x12\x1e.appliance.api.v1.IssueRequest\x1a\x1f.appliance.api.v1.IssueResponse\x12Z\n\x0bGetIssuance\x12$.appliance.api.v1.GetIssuanceRequest\x1a%.appliance.api.v1.GetIssuanceResponse\x12`\n\rListIssuances\x12&.appliance.api.v1.ListIssuancesRequest\x1a\'.appliance.api.v1.ListIssuancesResponse\x12N\n\x07\x41\x62\x61ndon\x12 .appliance.api.v1.AbandonRequest\x1a!.appliance.api.v1.AbandonResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ppliance/api/v1/issuance.proto\x12\x10\x61ppliance.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x0f\x43\x61rdCertificate\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x0c\x12-\n\tnot_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdf\x02\n\x0cIssueRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x11\n\tperson_id\x18\x03 \x01(\t\x12\x1b\n\x13subject_common_name\x18\x04 \x01(\t\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x10\x63\x61rd_certificate\x18\x06 \x01(\x0b\x32!.appliance.api.v1.CardCertificate\x12\x12\n\nsim_issuer\x18\x07 \x01(\t\x12\r\n\x05iccid\x18\x08 \x01(\t\x12\x0b\n\x03kvn\x18\t \x01(\r\x12\x12\n\napplet_aid\x18\n \x01(\x0c\x12+\n\x08key_type\x18\x0b \x01(\x0e\x32\x19.appliance.api.v1.KeyType\x12\x17\n\x0f\x61\x63tivation_code\x18\x0c \x01(\t\"=\n\rIssueResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance\"\xa0\x04\n\x08Issuance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.appliance.api.v1.IssuanceState\x12\x11\n\tperson_id\x18\x04 \x01(\t\x12\x12\n\nsim_issuer\x18\x05 \x01(\t\x12\r\n\x05iccid\x18\x06 \x01(\t\x12\x0b\n\x03kvn\x18\x07 \x01(\r\x12\x12\n\napplet_aid\x18\x08 \x01(\x0c\x12+\n\x08key_type\x18\t \x01(\x0e\x32\x19.appliance.api.v1.KeyType\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63\x65rtificate_serial\x18\x0c \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\r \x01(\x0c\x12\x17\n\x0fpackage_counter\x18\x0e \x01(\r\x12\x16\n\x0epackage_sha256\x18\x0f \x01(\x0c\x12\x0f\n\x07package\x18\x10 \x01(\x0c\x12\x12\n\nend_reason\x18\x11 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x12 \x01(\x0c\x12\x38\n\x14\x63\x65rtificate_due_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x18SubmitCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"I\n\x19SubmitCertificateResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance\"P\n\x12GetIssuanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04view\x18\x02 \x01(\x0e\x32\x1e.appliance.api.v1.IssuanceView\"C\n\x13GetIssuanceResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance\"\x80\x01\n\x14ListIssuancesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tperson_id\x18\x03 \x01(\t\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.appliance.api.v1.IssuanceState\"_\n\x15ListIssuancesResponse\x12-\n\tissuances\x18\x01 \x03(\x0b\x32\x1a.appliance.api.v1.Issuance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x0e\x41\x62\x61ndonRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"?\n\x0f\x41\x62\x61ndonResponse\x12,\n\x08issuance\x18\x01 \x01(\x0b\x32\x1a.appliance.api.v1.Issuance*f\n\x07KeyType\x12\x18\n\x14KEY_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_TYPE_RSA_2048\x10\x01\x12\x14\n\x10KEY_TYPE_EC_P256\x10\x02\x12\x14\n\x10KEY_TYPE_EC_P384\x10\x03*\xe3\x01\n\rIssuanceState\x12\x1e\n\x1aISSUANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17ISSUANCE_STATE_RESERVED\x10\x01\x12\x18\n\x14ISSUANCE_STATE_READY\x10\x02\x12\x19\n\x15ISSUANCE_STATE_ACTIVE\x10\x03\x12\x1c\n\x18ISSUANCE_STATE_ABANDONED\x10\x04\x12\x19\n\x15ISSUANCE_STATE_FAILED\x10\x05\x12\'\n#ISSUANCE_STATE_AWAITING_CERTIFICATE\x10\x06*f\n\x0cIssuanceView\x12\x1d\n\x19ISSUANCE_VIEW_UNSPECIFIED\x10\x00\x12\x17\n\x13ISSUANCE_VIEW_BASIC\x10\x01\x12\x1e\n\x1aISSUANCE_VIEW_WITH_PACKAGE\x10\x02\x32\xd7\x03\n\x0fIssuanceService\x12H\n\x05Issue\x12\x1e.appliance.api.v1.IssueRequest\x1a\x1f.appliance.api.v1.IssueResponse\x12l\n\x11SubmitCertificate\x12*.appliance.api.v1.SubmitCertificateRequest\x1a+.appliance.api.v1.SubmitCertificateResponse\x12Z\n\x0bGetIssuance\x12$.appliance.api.v1.GetIssuanceRequest\x1a%.appliance.api.v1.GetIssuanceResponse\x12`\n\rListIssuances\x12&.appliance.api.v1.ListIssuancesRequest\x1a\'.appliance.api.v1.ListIssuancesResponse\x12N\n\x07\x41\x62\x61ndon\x12 .appliance.api.v1.AbandonRequest\x1a!.appliance.api.v1.AbandonResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.v1.issuance_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYTYPE']._serialized_start=1557
-  _globals['_KEYTYPE']._serialized_end=1659
-  _globals['_ISSUANCESTATE']._serialized_start=1662
-  _globals['_ISSUANCESTATE']._serialized_end=1848
-  _globals['_ISSUANCEVIEW']._serialized_start=1850
-  _globals['_ISSUANCEVIEW']._serialized_end=1952
+  _globals['_KEYTYPE']._serialized_start=1802
+  _globals['_KEYTYPE']._serialized_end=1904
+  _globals['_ISSUANCESTATE']._serialized_start=1907
+  _globals['_ISSUANCESTATE']._serialized_end=2134
+  _globals['_ISSUANCEVIEW']._serialized_start=2136
+  _globals['_ISSUANCEVIEW']._serialized_end=2238
   _globals['_CARDCERTIFICATE']._serialized_start=86
   _globals['_CARDCERTIFICATE']._serialized_end=182
   _globals['_ISSUEREQUEST']._serialized_start=185
@@ -45,19 +45,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUERESPONSE']._serialized_start=538
   _globals['_ISSUERESPONSE']._serialized_end=599
   _globals['_ISSUANCE']._serialized_start=602
-  _globals['_ISSUANCE']._serialized_end=1059
-  _globals['_GETISSUANCEREQUEST']._serialized_start=1061
-  _globals['_GETISSUANCEREQUEST']._serialized_end=1141
-  _globals['_GETISSUANCERESPONSE']._serialized_start=1143
-  _globals['_GETISSUANCERESPONSE']._serialized_end=1210
-  _globals['_LISTISSUANCESREQUEST']._serialized_start=1213
-  _globals['_LISTISSUANCESREQUEST']._serialized_end=1341
-  _globals['_LISTISSUANCESRESPONSE']._serialized_start=1343
-  _globals['_LISTISSUANCESRESPONSE']._serialized_end=1438
-  _globals['_ABANDONREQUEST']._serialized_start=1440
-  _globals['_ABANDONREQUEST']._serialized_end=1490
-  _globals['_ABANDONRESPONSE']._serialized_start=1492
-  _globals['_ABANDONRESPONSE']._serialized_end=1555
-  _globals['_ISSUANCESERVICE']._serialized_start=1955
-  _globals['_ISSUANCESERVICE']._serialized_end=2316
+  _globals['_ISSUANCE']._serialized_end=1146
+  _globals['_SUBMITCERTIFICATEREQUEST']._serialized_start=1148
+  _globals['_SUBMITCERTIFICATEREQUEST']._serialized_end=1229
+  _globals['_SUBMITCERTIFICATERESPONSE']._serialized_start=1231
+  _globals['_SUBMITCERTIFICATERESPONSE']._serialized_end=1304
+  _globals['_GETISSUANCEREQUEST']._serialized_start=1306
+  _globals['_GETISSUANCEREQUEST']._serialized_end=1386
+  _globals['_GETISSUANCERESPONSE']._serialized_start=1388
+  _globals['_GETISSUANCERESPONSE']._serialized_end=1455
+  _globals['_LISTISSUANCESREQUEST']._serialized_start=1458
+  _globals['_LISTISSUANCESREQUEST']._serialized_end=1586
+  _globals['_LISTISSUANCESRESPONSE']._serialized_start=1588
+  _globals['_LISTISSUANCESRESPONSE']._serialized_end=1683
+  _globals['_ABANDONREQUEST']._serialized_start=1685
+  _globals['_ABANDONREQUEST']._serialized_end=1735
+  _globals['_ABANDONRESPONSE']._serialized_start=1737
+  _globals['_ABANDONRESPONSE']._serialized_end=1800
+  _globals['_ISSUANCESERVICE']._serialized_start=2241
+  _globals['_ISSUANCESERVICE']._serialized_end=2712
 # @@protoc_insertion_point(module_scope)

@@ -63,9 +63,13 @@ class _IssuanceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Issuanc
     ISSUANCE_STATE_ACTIVE: _IssuanceState.ValueType  # 3
     """The SIM's receipt was verified; the certificate is valid for use."""
     ISSUANCE_STATE_ABANDONED: _IssuanceState.ValueType  # 4
-    """Ended by Abandon, or it idled in RESERVED and gave way to a new request for its person."""
+    """Ended by Abandon; or it idled in RESERVED and gave way to a new request for its person; or its certificate did not
+    come in time (end_reason CERTIFICATE_OVERDUE).
+    """
     ISSUANCE_STATE_FAILED: _IssuanceState.ValueType  # 5
     """Ended because it could not be made."""
+    ISSUANCE_STATE_AWAITING_CERTIFICATE: _IssuanceState.ValueType  # 6
+    """Its key is sealed and waits for the external CA's certificate; SubmitCertificate makes it READY."""
 
 class IssuanceState(_IssuanceState, metaclass=_IssuanceStateEnumTypeWrapper):
     """Where an issuance stands."""
@@ -79,9 +83,13 @@ ISSUANCE_STATE_READY: IssuanceState.ValueType  # 2
 ISSUANCE_STATE_ACTIVE: IssuanceState.ValueType  # 3
 """The SIM's receipt was verified; the certificate is valid for use."""
 ISSUANCE_STATE_ABANDONED: IssuanceState.ValueType  # 4
-"""Ended by Abandon, or it idled in RESERVED and gave way to a new request for its person."""
+"""Ended by Abandon; or it idled in RESERVED and gave way to a new request for its person; or its certificate did not
+come in time (end_reason CERTIFICATE_OVERDUE).
+"""
 ISSUANCE_STATE_FAILED: IssuanceState.ValueType  # 5
 """Ended because it could not be made."""
+ISSUANCE_STATE_AWAITING_CERTIFICATE: IssuanceState.ValueType  # 6
+"""Its key is sealed and waits for the external CA's certificate; SubmitCertificate makes it READY."""
 Global___IssuanceState: _TypeAlias = IssuanceState  # noqa: Y015
 
 class _IssuanceView:
@@ -123,7 +131,7 @@ class CardCertificate(_message.Message):
     """Required. The serial number, 1 to 20 bytes, big-endian, without leading zeros."""
     @_builtins.property
     def not_after(self) -> _timestamp_pb2.Timestamp:
-        """Required. Its end of validity, at least a day ahead; the new certificate ends no later."""
+        """Required. Its end of validity, at least a day ahead; the new certificate ends no later, whoever issues it."""
 
     def __init__(
         self,
@@ -180,7 +188,10 @@ class IssueRequest(_message.Message):
     """Required. 8 to 16 digits or capital letters that reach the applicant on another way than the TSM. Never stored."""
     @_builtins.property
     def not_after(self) -> _timestamp_pb2.Timestamp:
-        """Required. The wished end of validity, at least a day ahead; the profile and the card certificate cap it."""
+        """Required. The wished end of validity, at least a day ahead; the profile and the card certificate cap it. An end
+        beyond that of the issuing CA is refused (TIME_INVALID), not capped: it would cut short what the applicant is due,
+        and means that the CA must be replaced. An external CA decides for itself.
+        """
 
     @_builtins.property
     def card_certificate(self) -> Global___CardCertificate:
@@ -219,7 +230,9 @@ class IssueResponse(_message.Message):
     ISSUANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def issuance(self) -> Global___Issuance:
-        """The issuance as it was when it became READY; with validate_only: what would be issued, without a name."""
+        """The issuance as it was when its key was made: READY, or AWAITING_CERTIFICATE where an external CA issues. With
+        validate_only: what would be issued, without a name.
+        """
 
     def __init__(
         self,
@@ -257,6 +270,8 @@ class Issuance(_message.Message):
     PACKAGE_SHA256_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_DUE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """issuances/{id}."""
     request_id: _builtins.str
@@ -280,13 +295,17 @@ class Issuance(_message.Message):
     certificate: _builtins.bytes
     """The certificate, X.509 DER; from READY on."""
     package_counter: _builtins.int
-    """Package counter (field 84 of the package header); from READY on."""
+    """Package counter (field 84 of the package header); from AWAITING_CERTIFICATE or READY on."""
     package_sha256: _builtins.bytes
     """SHA-256 of the SIM package; from READY on."""
     package: _builtins.bytes
     """The SIM package; only with ISSUANCE_VIEW_WITH_PACKAGE and only while READY."""
     end_reason: _builtins.str
     """Reason of ErrorReason that ended it; only when FAILED or ABANDONED."""
+    certificate_request: _builtins.bytes
+    """The certificate request for the external CA, PKCS#10 DER (RFC 2986); only while AWAITING_CERTIFICATE. It asks for
+    the subject, the key usage and the extended key usage of the profile.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was reserved."""
@@ -294,6 +313,10 @@ class Issuance(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When its state last changed."""
+
+    @_builtins.property
+    def certificate_due_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is abandoned unless its certificate has come; only while AWAITING_CERTIFICATE."""
 
     def __init__(
         self,
@@ -315,14 +338,73 @@ class Issuance(_message.Message):
         package_sha256: _builtins.bytes = ...,
         package: _builtins.bytes = ...,
         end_reason: _builtins.str = ...,
+        certificate_request: _builtins.bytes = ...,
+        certificate_due_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_due_time", b"certificate_due_time", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applet_aid", b"applet_aid", "certificate", b"certificate", "certificate_serial", b"certificate_serial", "create_time", b"create_time", "end_reason", b"end_reason", "iccid", b"iccid", "key_type", b"key_type", "kvn", b"kvn", "name", b"name", "package", b"package", "package_counter", b"package_counter", "package_sha256", b"package_sha256", "person_id", b"person_id", "request_id", b"request_id", "sim_issuer", b"sim_issuer", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applet_aid", b"applet_aid", "certificate", b"certificate", "certificate_due_time", b"certificate_due_time", "certificate_request", b"certificate_request", "certificate_serial", b"certificate_serial", "create_time", b"create_time", "end_reason", b"end_reason", "iccid", b"iccid", "key_type", b"key_type", "kvn", b"kvn", "name", b"name", "package", b"package", "package_counter", b"package_counter", "package_sha256", b"package_sha256", "person_id", b"person_id", "request_id", b"request_id", "sim_issuer", b"sim_issuer", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Issuance: _TypeAlias = Issuance  # noqa: Y015
+
+@_typing.final
+class SubmitCertificateRequest(_message.Message):
+    """The certificate of an issuance that waits for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. A UUID of the client's choice."""
+    name: _builtins.str
+    """Required. issuances/{id}."""
+    certificate: _builtins.bytes
+    """Required. X.509 DER, 256 to 2,048 bytes, nothing behind it: issued by the profile's CA for the key and the subject
+    of certificate_request, valid now, within the profile's longest validity, ending with the card certificate at the
+    latest.
+    """
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitCertificateRequest: _TypeAlias = SubmitCertificateRequest  # noqa: Y015
+
+@_typing.final
+class SubmitCertificateResponse(_message.Message):
+    """Answer to SubmitCertificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def issuance(self) -> Global___Issuance:
+        """The issuance as it was when its certificate was taken: READY; or as it is, where it had this certificate already."""
+
+    def __init__(
+        self,
+        *,
+        issuance: Global___Issuance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issuance", b"issuance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuance", b"issuance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitCertificateResponse: _TypeAlias = SubmitCertificateResponse  # noqa: Y015
 
 @_typing.final
 class GetIssuanceRequest(_message.Message):

@@ -45,6 +45,11 @@ class IssuanceServiceStub:
                 request_serializer=appliance_dot_api_dot_v1_dot_issuance__pb2.IssueRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_v1_dot_issuance__pb2.IssueResponse.FromString,
                 _registered_method=True)
+        self.SubmitCertificate = channel.unary_unary(
+                '/appliance.api.v1.IssuanceService/SubmitCertificate',
+                request_serializer=appliance_dot_api_dot_v1_dot_issuance__pb2.SubmitCertificateRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_v1_dot_issuance__pb2.SubmitCertificateResponse.FromString,
+                _registered_method=True)
         self.GetIssuance = channel.unary_unary(
                 '/appliance.api.v1.IssuanceService/GetIssuance',
                 request_serializer=appliance_dot_api_dot_v1_dot_issuance__pb2.GetIssuanceRequest.SerializeToString,
@@ -74,12 +79,29 @@ class IssuanceServiceServicer:
     def Issue(self, request, context):
         """Makes a key in the HSM, seals it for one SIM and issues its certificate. Role: issuer.
 
+        Where the certificate profile names an external CA, the answer is AWAITING_CERTIFICATE: it has the certificate
+        request (PKCS#10) that the key has signed in the HSM, and SubmitCertificate completes it.
         The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
         was cut off is completed by repeating it.
         Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
         KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
         CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
         DEADLINE_TOO_SHORT, SIM_BUSY, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitCertificate(self, request, context):
+        """Completes an issuance that is AWAITING_CERTIFICATE with the certificate that the external CA has issued. Role:
+        issuer.
+
+        The HSM's side holds the certificate against the key that it sealed, the profile and the CA's certificate, and only
+        then authenticates the SIM package; a refused one changes nothing. The same certificate again, also under another
+        request_id, gets the issuance as it became; another one is refused from READY on.
+        Errors: REQUEST_ID_INVALID, NAME_INVALID, ISSUANCE_NOT_FOUND, CERTIFICATE_REFUSED (its metadata `lints` names the
+        checks), CERTIFICATE_NOT_AWAITED, CERTIFICATE_OVERDUE, ISSUANCE_ENDED, REQUEST_ID_REUSED, SIM_ISSUER_UNKNOWN,
+        KEY_SET_UNKNOWN, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT, SEAL_REJECTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,9 +123,9 @@ class IssuanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abandon(self, request, context):
-        """Ends an issuance that is RESERVED or READY: it will not be delivered, its wrapped key is erased, its person may be
-        issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_ENDED,
-        REQUEST_ID_REUSED.
+        """Ends an issuance that is RESERVED, AWAITING_CERTIFICATE or READY: it will not be delivered, its wrapped key is
+        erased, its person may be issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND,
+        ISSUANCE_ENDED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +138,11 @@ def add_IssuanceServiceServicer_to_server(servicer, server):
                     servicer.Issue,
                     request_deserializer=appliance_dot_api_dot_v1_dot_issuance__pb2.IssueRequest.FromString,
                     response_serializer=appliance_dot_api_dot_v1_dot_issuance__pb2.IssueResponse.SerializeToString,
+            ),
+            'SubmitCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitCertificate,
+                    request_deserializer=appliance_dot_api_dot_v1_dot_issuance__pb2.SubmitCertificateRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_v1_dot_issuance__pb2.SubmitCertificateResponse.SerializeToString,
             ),
             'GetIssuance': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIssuance,
@@ -166,6 +193,33 @@ class IssuanceService:
             '/appliance.api.v1.IssuanceService/Issue',
             appliance_dot_api_dot_v1_dot_issuance__pb2.IssueRequest.SerializeToString,
             appliance_dot_api_dot_v1_dot_issuance__pb2.IssueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.v1.IssuanceService/SubmitCertificate',
+            appliance_dot_api_dot_v1_dot_issuance__pb2.SubmitCertificateRequest.SerializeToString,
+            appliance_dot_api_dot_v1_dot_issuance__pb2.SubmitCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,12 +42,25 @@ class IssuanceServiceStub:
     Issue: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.IssueRequest, _issuance_pb2.IssueResponse]
     """Makes a key in the HSM, seals it for one SIM and issues its certificate. Role: issuer.
 
+    Where the certificate profile names an external CA, the answer is AWAITING_CERTIFICATE: it has the certificate
+    request (PKCS#10) that the key has signed in the HSM, and SubmitCertificate completes it.
     The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
     was cut off is completed by repeating it.
     Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
     KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
     CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
     DEADLINE_TOO_SHORT, SIM_BUSY, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT.
+    """
+    SubmitCertificate: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.SubmitCertificateRequest, _issuance_pb2.SubmitCertificateResponse]
+    """Completes an issuance that is AWAITING_CERTIFICATE with the certificate that the external CA has issued. Role:
+    issuer.
+
+    The HSM's side holds the certificate against the key that it sealed, the profile and the CA's certificate, and only
+    then authenticates the SIM package; a refused one changes nothing. The same certificate again, also under another
+    request_id, gets the issuance as it became; another one is refused from READY on.
+    Errors: REQUEST_ID_INVALID, NAME_INVALID, ISSUANCE_NOT_FOUND, CERTIFICATE_REFUSED (its metadata `lints` names the
+    checks), CERTIFICATE_NOT_AWAITED, CERTIFICATE_OVERDUE, ISSUANCE_ENDED, REQUEST_ID_REUSED, SIM_ISSUER_UNKNOWN,
+    KEY_SET_UNKNOWN, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT, SEAL_REJECTED.
     """
     GetIssuance: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.GetIssuanceRequest, _issuance_pb2.GetIssuanceResponse]
     """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, FIELD_INVALID,
@@ -56,9 +69,9 @@ class IssuanceServiceStub:
     ListIssuances: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.ListIssuancesRequest, _issuance_pb2.ListIssuancesResponse]
     """Lists issuances, oldest first, by pages (AIP-158). Role: issuer. Errors: FIELD_INVALID, PAGE_TOKEN_INVALID."""
     Abandon: _grpc.UnaryUnaryMultiCallable[_issuance_pb2.AbandonRequest, _issuance_pb2.AbandonResponse]
-    """Ends an issuance that is RESERVED or READY: it will not be delivered, its wrapped key is erased, its person may be
-    issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_ENDED,
-    REQUEST_ID_REUSED.
+    """Ends an issuance that is RESERVED, AWAITING_CERTIFICATE or READY: it will not be delivered, its wrapped key is
+    erased, its person may be issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND,
+    ISSUANCE_ENDED, REQUEST_ID_REUSED.
     """
 
 @_typing.type_check_only
@@ -75,12 +88,25 @@ class IssuanceServiceAsyncStub(IssuanceServiceStub):
     Issue: _aio.UnaryUnaryMultiCallable[_issuance_pb2.IssueRequest, _issuance_pb2.IssueResponse]  # type: ignore[assignment]
     """Makes a key in the HSM, seals it for one SIM and issues its certificate. Role: issuer.
 
+    Where the certificate profile names an external CA, the answer is AWAITING_CERTIFICATE: it has the certificate
+    request (PKCS#10) that the key has signed in the HSM, and SubmitCertificate completes it.
     The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
     was cut off is completed by repeating it.
     Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
     KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
     CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
     DEADLINE_TOO_SHORT, SIM_BUSY, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT.
+    """
+    SubmitCertificate: _aio.UnaryUnaryMultiCallable[_issuance_pb2.SubmitCertificateRequest, _issuance_pb2.SubmitCertificateResponse]  # type: ignore[assignment]
+    """Completes an issuance that is AWAITING_CERTIFICATE with the certificate that the external CA has issued. Role:
+    issuer.
+
+    The HSM's side holds the certificate against the key that it sealed, the profile and the CA's certificate, and only
+    then authenticates the SIM package; a refused one changes nothing. The same certificate again, also under another
+    request_id, gets the issuance as it became; another one is refused from READY on.
+    Errors: REQUEST_ID_INVALID, NAME_INVALID, ISSUANCE_NOT_FOUND, CERTIFICATE_REFUSED (its metadata `lints` names the
+    checks), CERTIFICATE_NOT_AWAITED, CERTIFICATE_OVERDUE, ISSUANCE_ENDED, REQUEST_ID_REUSED, SIM_ISSUER_UNKNOWN,
+    KEY_SET_UNKNOWN, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT, SEAL_REJECTED.
     """
     GetIssuance: _aio.UnaryUnaryMultiCallable[_issuance_pb2.GetIssuanceRequest, _issuance_pb2.GetIssuanceResponse]  # type: ignore[assignment]
     """Answers one issuance as it stands now. Role: issuer. Errors: NAME_INVALID, FIELD_INVALID,
@@ -89,9 +115,9 @@ class IssuanceServiceAsyncStub(IssuanceServiceStub):
     ListIssuances: _aio.UnaryUnaryMultiCallable[_issuance_pb2.ListIssuancesRequest, _issuance_pb2.ListIssuancesResponse]  # type: ignore[assignment]
     """Lists issuances, oldest first, by pages (AIP-158). Role: issuer. Errors: FIELD_INVALID, PAGE_TOKEN_INVALID."""
     Abandon: _aio.UnaryUnaryMultiCallable[_issuance_pb2.AbandonRequest, _issuance_pb2.AbandonResponse]  # type: ignore[assignment]
-    """Ends an issuance that is RESERVED or READY: it will not be delivered, its wrapped key is erased, its person may be
-    issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_ENDED,
-    REQUEST_ID_REUSED.
+    """Ends an issuance that is RESERVED, AWAITING_CERTIFICATE or READY: it will not be delivered, its wrapped key is
+    erased, its person may be issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND,
+    ISSUANCE_ENDED, REQUEST_ID_REUSED.
     """
 
 class IssuanceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -111,12 +137,31 @@ class IssuanceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_issuance_pb2.IssueResponse, _abc.Awaitable[_issuance_pb2.IssueResponse]]:
         """Makes a key in the HSM, seals it for one SIM and issues its certificate. Role: issuer.
 
+        Where the certificate profile names an external CA, the answer is AWAITING_CERTIFICATE: it has the certificate
+        request (PKCS#10) that the key has signed in the HSM, and SubmitCertificate completes it.
         The same request_id with the same content gets the same answer, byte for byte, and makes nothing new; a call that
         was cut off is completed by repeating it.
         Errors: REQUEST_ID_INVALID, FIELD_INVALID, NAME_INVALID, TIME_INVALID, ICCID_INVALID, KVN_INVALID, AID_INVALID,
         KEY_TYPE_INVALID, ACTIVATION_CODE_INVALID, SIM_ISSUER_UNKNOWN, KEY_SET_UNKNOWN, KEY_SET_NOT_USABLE,
         CERTIFICATE_REFUSED, PERSON_HAS_LIVE_ISSUANCE, REQUEST_ID_REUSED, ISSUANCE_FAILED, ISSUANCE_ENDED,
         DEADLINE_TOO_SHORT, SIM_BUSY, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitCertificate(
+        self,
+        request: _issuance_pb2.SubmitCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_issuance_pb2.SubmitCertificateResponse, _abc.Awaitable[_issuance_pb2.SubmitCertificateResponse]]:
+        """Completes an issuance that is AWAITING_CERTIFICATE with the certificate that the external CA has issued. Role:
+        issuer.
+
+        The HSM's side holds the certificate against the key that it sealed, the profile and the CA's certificate, and only
+        then authenticates the SIM package; a refused one changes nothing. The same certificate again, also under another
+        request_id, gets the issuance as it became; another one is refused from READY on.
+        Errors: REQUEST_ID_INVALID, NAME_INVALID, ISSUANCE_NOT_FOUND, CERTIFICATE_REFUSED (its metadata `lints` names the
+        checks), CERTIFICATE_NOT_AWAITED, CERTIFICATE_OVERDUE, ISSUANCE_ENDED, REQUEST_ID_REUSED, SIM_ISSUER_UNKNOWN,
+        KEY_SET_UNKNOWN, VAULTS_BUSY, VAULTS_UNAVAILABLE, NODE_INCONSISTENT, TOKEN_FAULT, SEAL_REJECTED.
         """
 
     @_abc_1.abstractmethod
@@ -143,9 +188,9 @@ class IssuanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _issuance_pb2.AbandonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_issuance_pb2.AbandonResponse, _abc.Awaitable[_issuance_pb2.AbandonResponse]]:
-        """Ends an issuance that is RESERVED or READY: it will not be delivered, its wrapped key is erased, its person may be
-        issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND, ISSUANCE_ENDED,
-        REQUEST_ID_REUSED.
+        """Ends an issuance that is RESERVED, AWAITING_CERTIFICATE or READY: it will not be delivered, its wrapped key is
+        erased, its person may be issued anew. Role: issuer. Errors: NAME_INVALID, REQUEST_ID_INVALID, ISSUANCE_NOT_FOUND,
+        ISSUANCE_ENDED, REQUEST_ID_REUSED.
         """
 
 def add_IssuanceServiceServicer_to_server(servicer: IssuanceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appliance/api/v1/operations.proto\x12\x10\x61ppliance.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xd4\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06vaults\x18\x05 \x03(\x0b\x32\x1d.appliance.api.v1.VaultStatus\x12.\n\x06ledger\x18\x06 \x01(\x0b\x32\x1e.appliance.api.v1.LedgerStatus\"\x96\x02\n\x0bVaultStatus\x12\r\n\x05vault\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x13\n\x0btoken_label\x18\x03 \x01(\t\x12\x14\n\x0ctoken_serial\x18\x04 \x01(\t\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x16\n\x0equeue_capacity\x18\x06 \x01(\r\x12\x14\n\x0c\x63urrent_call\x18\x07 \x01(\t\x12\x33\n\x10\x63urrent_call_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x08key_sets\x18\t \x03(\x0b\x32\x1e.appliance.api.v1.KeySetStatus\x12\x12\n\nitems_done\x18\n \x01(\x04\"O\n\x0cKeySetStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08\x62ind_kcv\x18\x03 \x01(\t\x12\x10\n\x08\x63han_kcv\x18\x04 \x01(\t\"\xb1\x01\n\x0cLedgerStatus\x12\x16\n\x0eschema_version\x18\x01 \x01(\t\x12@\n\tissuances\x18\x02 \x03(\x0b\x32-.appliance.api.v1.LedgerStatus.IssuancesEntry\x12\x15\n\raudit_entries\x18\x03 \x01(\x04\x1a\x30\n\x0eIssuancesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32i\n\x11OperationsService\x12T\n\tGetStatus\x12\".appliance.api.v1.GetStatusRequest\x1a#.appliance.api.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appliance/api/v1/operations.proto\x12\x10\x61ppliance.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x8e\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06vaults\x18\x05 \x03(\x0b\x32\x1d.appliance.api.v1.VaultStatus\x12.\n\x06ledger\x18\x06 \x01(\x0b\x32\x1e.appliance.api.v1.LedgerStatus\x12\x38\n\x14\x63\x65rtificate_end_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x02\n\x0bVaultStatus\x12\r\n\x05vault\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x13\n\x0btoken_label\x18\x03 \x01(\t\x12\x14\n\x0ctoken_serial\x18\x04 \x01(\t\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x16\n\x0equeue_capacity\x18\x06 \x01(\r\x12\x14\n\x0c\x63urrent_call\x18\x07 \x01(\t\x12\x33\n\x10\x63urrent_call_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x08key_sets\x18\t \x03(\x0b\x32\x1e.appliance.api.v1.KeySetStatus\x12\x12\n\nitems_done\x18\n \x01(\x04\"O\n\x0cKeySetStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08\x62ind_kcv\x18\x03 \x01(\t\x12\x10\n\x08\x63han_kcv\x18\x04 \x01(\t\"\xb1\x01\n\x0cLedgerStatus\x12\x16\n\x0eschema_version\x18\x01 \x01(\t\x12@\n\tissuances\x18\x02 \x03(\x0b\x32-.appliance.api.v1.LedgerStatus.IssuancesEntry\x12\x15\n\raudit_entries\x18\x03 \x01(\x04\x1a\x30\n\x0eIssuancesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32i\n\x11OperationsService\x12T\n\tGetStatus\x12\".appliance.api.v1.GetStatusRequest\x1a#.appliance.api.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=120
   _globals['_GETSTATUSREQUEST']._serialized_end=138
   _globals['_GETSTATUSRESPONSE']._serialized_start=141
-  _globals['_GETSTATUSRESPONSE']._serialized_end=353
-  _globals['_VAULTSTATUS']._serialized_start=356
-  _globals['_VAULTSTATUS']._serialized_end=634
-  _globals['_KEYSETSTATUS']._serialized_start=636
-  _globals['_KEYSETSTATUS']._serialized_end=715
-  _globals['_LEDGERSTATUS']._serialized_start=718
-  _globals['_LEDGERSTATUS']._serialized_end=895
-  _globals['_LEDGERSTATUS_ISSUANCESENTRY']._serialized_start=847
-  _globals['_LEDGERSTATUS_ISSUANCESENTRY']._serialized_end=895
-  _globals['_OPERATIONSSERVICE']._serialized_start=897
-  _globals['_OPERATIONSSERVICE']._serialized_end=1002
+  _globals['_GETSTATUSRESPONSE']._serialized_end=411
+  _globals['_VAULTSTATUS']._serialized_start=414
+  _globals['_VAULTSTATUS']._serialized_end=692
+  _globals['_KEYSETSTATUS']._serialized_start=694
+  _globals['_KEYSETSTATUS']._serialized_end=773
+  _globals['_LEDGERSTATUS']._serialized_start=776
+  _globals['_LEDGERSTATUS']._serialized_end=953
+  _globals['_LEDGERSTATUS_ISSUANCESENTRY']._serialized_start=905
+  _globals['_LEDGERSTATUS_ISSUANCESENTRY']._serialized_end=953
+  _globals['_OPERATIONSSERVICE']._serialized_start=955
+  _globals['_OPERATIONSSERVICE']._serialized_end=1060
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,7 @@ class GetStatusResponse(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     VAULTS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_END_TIME_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The program's version."""
     ready: _builtins.bool
@@ -67,6 +68,10 @@ class GetStatusResponse(_message.Message):
     def ledger(self) -> Global___LedgerStatus:
         """The ledger."""
 
+    @_builtins.property
+    def certificate_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the certificate ends that the front shows to its clients."""
+
     def __init__(
         self,
         *,
@@ -76,10 +81,11 @@ class GetStatusResponse(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         vaults: _abc.Iterable[Global___VaultStatus] | None = ...,
         ledger: Global___LedgerStatus | None = ...,
+        certificate_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "ledger", b"ledger", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "ledger", b"ledger", "ready", b"ready", "start_time", b"start_time", "vaults", b"vaults", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "draining", b"draining", "ledger", b"ledger", "ready", b"ready", "start_time", b"start_time", "vaults", b"vaults", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

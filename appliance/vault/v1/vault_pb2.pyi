@@ -83,7 +83,7 @@ class IssueItem(_message.Message):
     profile: _builtins.str
     """Name of the certificate profile."""
     certificate_serial: _builtins.bytes
-    """8 to 20 bytes, big-endian, positive."""
+    """8 to 20 bytes, big-endian, positive. An external CA gives its own; this and the times are not read then."""
     subject_common_name: _builtins.str
     """The subject's common name."""
     not_before_seconds: _builtins.int
@@ -124,6 +124,158 @@ class IssueResponse(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """As given."""
+    package: _builtins.bytes
+    """The SIM package (docs/sim-package.md)."""
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Why there is none."""
+
+    @_builtins.property
+    def pending(self) -> Global___PendingPackage:
+        """What waits for the external CA's certificate."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        package: _builtins.bytes = ...,
+        failure: Global___Failure | None = ...,
+        pending: Global___PendingPackage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "package", b"package", "pending", b"pending", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "index", b"index", "package", b"package", "pending", b"pending", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["package", "failure", "pending"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___IssueResponse: _TypeAlias = IssueResponse  # noqa: Y015
+
+@_typing.final
+class PendingPackage(_message.Message):
+    """A sealed key without its certificate (docs/sim-package.md, "With an external CA"). It never goes to a SIM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    WRAPPED_KEY_FIELD_NUMBER: _builtins.int
+    INTERIM_MAC_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    header: _builtins.bytes
+    """Header of the package to be (E1 TLV, tag and length included)."""
+    wrapped_key: _builtins.bytes
+    """The wrapped private key (value of C1)."""
+    interim_mac: _builtins.bytes
+    """Interim MAC over both, 16 bytes: without it nothing is completed."""
+    certificate_request: _builtins.bytes
+    """PKCS#10 DER, signed by the subscriber's key in the HSM."""
+    def __init__(
+        self,
+        *,
+        header: _builtins.bytes = ...,
+        wrapped_key: _builtins.bytes = ...,
+        interim_mac: _builtins.bytes = ...,
+        certificate_request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_request", b"certificate_request", "header", b"header", "interim_mac", b"interim_mac", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingPackage: _TypeAlias = PendingPackage  # noqa: Y015
+
+@_typing.final
+class CompletePackagesRequest(_message.Message):
+    """A batch of packages to complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionItem]:
+        """1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CompletionItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletePackagesRequest: _TypeAlias = CompletePackagesRequest  # noqa: Y015
+
+@_typing.final
+class CompletionItem(_message.Message):
+    """A certificate and what waited for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SIM_ISSUER_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    WRAPPED_KEY_FIELD_NUMBER: _builtins.int
+    INTERIM_MAC_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    SUBJECT_COMMON_NAME_FIELD_NUMBER: _builtins.int
+    LATEST_END_SECONDS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Echoed in the result."""
+    sim_issuer: _builtins.str
+    """Name of the SIM issuer."""
+    header: _builtins.bytes
+    """As in PendingPackage."""
+    wrapped_key: _builtins.bytes
+    """Likewise."""
+    interim_mac: _builtins.bytes
+    """Likewise."""
+    certificate: _builtins.bytes
+    """The external CA's certificate, DER."""
+    profile: _builtins.str
+    """Name of the certificate profile."""
+    subject_common_name: _builtins.str
+    """The subject's common name that was asked for."""
+    latest_end_seconds: _builtins.int
+    """The certificate ends no later, seconds since 1970."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        sim_issuer: _builtins.str = ...,
+        header: _builtins.bytes = ...,
+        wrapped_key: _builtins.bytes = ...,
+        interim_mac: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+        profile: _builtins.str = ...,
+        subject_common_name: _builtins.str = ...,
+        latest_end_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "header", b"header", "index", b"index", "interim_mac", b"interim_mac", "latest_end_seconds", b"latest_end_seconds", "profile", b"profile", "sim_issuer", b"sim_issuer", "subject_common_name", b"subject_common_name", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionItem: _TypeAlias = CompletionItem  # noqa: Y015
+
+@_typing.final
+class CompletePackagesResponse(_message.Message):
+    """The result of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    PACKAGE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """As given."""
     package: _builtins.bytes
@@ -147,7 +299,7 @@ class IssueResponse(_message.Message):
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
-Global___IssueResponse: _TypeAlias = IssueResponse  # noqa: Y015
+Global___CompletePackagesResponse: _TypeAlias = CompletePackagesResponse  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):

@@ -42,6 +42,11 @@ class VaultServiceStub:
                 request_serializer=appliance_dot_vault_dot_v1_dot_vault__pb2.IssueRequest.SerializeToString,
                 response_deserializer=appliance_dot_vault_dot_v1_dot_vault__pb2.IssueResponse.FromString,
                 _registered_method=True)
+        self.CompletePackages = channel.unary_stream(
+                '/appliance.vault.v1.VaultService/CompletePackages',
+                request_serializer=appliance_dot_vault_dot_v1_dot_vault__pb2.CompletePackagesRequest.SerializeToString,
+                response_deserializer=appliance_dot_vault_dot_v1_dot_vault__pb2.CompletePackagesResponse.FromString,
+                _registered_method=True)
         self.OpenChannels = channel.unary_stream(
                 '/appliance.vault.v1.VaultService/OpenChannels',
                 request_serializer=appliance_dot_vault_dot_v1_dot_vault__pb2.OpenChannelsRequest.SerializeToString,
@@ -66,8 +71,16 @@ class VaultServiceServicer:
     """
 
     def Issue(self, request, context):
-        """Makes, certifies, seals and destroys one key pair per item. Each result streams as it is made; items fail alone.
+        """Makes, certifies, seals and destroys one key pair per item; under a profile with an external CA, a certificate
+        request takes the certificate's place. Each result streams as it is made; items fail alone.
         RESOURCE_EXHAUSTED at once where the queue has no room for the batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompletePackages(self, request, context):
+        """Completes what waits for its external CA's certificate. Likewise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +114,11 @@ def add_VaultServiceServicer_to_server(servicer, server):
                     servicer.Issue,
                     request_deserializer=appliance_dot_vault_dot_v1_dot_vault__pb2.IssueRequest.FromString,
                     response_serializer=appliance_dot_vault_dot_v1_dot_vault__pb2.IssueResponse.SerializeToString,
+            ),
+            'CompletePackages': grpc.unary_stream_rpc_method_handler(
+                    servicer.CompletePackages,
+                    request_deserializer=appliance_dot_vault_dot_v1_dot_vault__pb2.CompletePackagesRequest.FromString,
+                    response_serializer=appliance_dot_vault_dot_v1_dot_vault__pb2.CompletePackagesResponse.SerializeToString,
             ),
             'OpenChannels': grpc.unary_stream_rpc_method_handler(
                     servicer.OpenChannels,
@@ -148,6 +166,33 @@ class VaultService:
             '/appliance.vault.v1.VaultService/Issue',
             appliance_dot_vault_dot_v1_dot_vault__pb2.IssueRequest.SerializeToString,
             appliance_dot_vault_dot_v1_dot_vault__pb2.IssueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompletePackages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.vault.v1.VaultService/CompletePackages',
+            appliance_dot_vault_dot_v1_dot_vault__pb2.CompletePackagesRequest.SerializeToString,
+            appliance_dot_vault_dot_v1_dot_vault__pb2.CompletePackagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,9 +40,12 @@ class VaultServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VaultServiceAsyncStub: ...
     Issue: _grpc.UnaryStreamMultiCallable[_vault_pb2.IssueRequest, _vault_pb2.IssueResponse]
-    """Makes, certifies, seals and destroys one key pair per item. Each result streams as it is made; items fail alone.
+    """Makes, certifies, seals and destroys one key pair per item; under a profile with an external CA, a certificate
+    request takes the certificate's place. Each result streams as it is made; items fail alone.
     RESOURCE_EXHAUSTED at once where the queue has no room for the batch.
     """
+    CompletePackages: _grpc.UnaryStreamMultiCallable[_vault_pb2.CompletePackagesRequest, _vault_pb2.CompletePackagesResponse]
+    """Completes what waits for its external CA's certificate. Likewise."""
     OpenChannels: _grpc.UnaryStreamMultiCallable[_vault_pb2.OpenChannelsRequest, _vault_pb2.OpenChannelsResponse]
     """Derives SCP03 session keys for each item. Likewise."""
     VerifyReceipts: _grpc.UnaryStreamMultiCallable[_vault_pb2.VerifyReceiptsRequest, _vault_pb2.VerifyReceiptsResponse]
@@ -59,9 +62,12 @@ class VaultServiceAsyncStub(VaultServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Issue: _aio.UnaryStreamMultiCallable[_vault_pb2.IssueRequest, _vault_pb2.IssueResponse]  # type: ignore[assignment]
-    """Makes, certifies, seals and destroys one key pair per item. Each result streams as it is made; items fail alone.
+    """Makes, certifies, seals and destroys one key pair per item; under a profile with an external CA, a certificate
+    request takes the certificate's place. Each result streams as it is made; items fail alone.
     RESOURCE_EXHAUSTED at once where the queue has no room for the batch.
     """
+    CompletePackages: _aio.UnaryStreamMultiCallable[_vault_pb2.CompletePackagesRequest, _vault_pb2.CompletePackagesResponse]  # type: ignore[assignment]
+    """Completes what waits for its external CA's certificate. Likewise."""
     OpenChannels: _aio.UnaryStreamMultiCallable[_vault_pb2.OpenChannelsRequest, _vault_pb2.OpenChannelsResponse]  # type: ignore[assignment]
     """Derives SCP03 session keys for each item. Likewise."""
     VerifyReceipts: _aio.UnaryStreamMultiCallable[_vault_pb2.VerifyReceiptsRequest, _vault_pb2.VerifyReceiptsResponse]  # type: ignore[assignment]
@@ -81,9 +87,18 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vault_pb2.IssueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_vault_pb2.IssueResponse], _abc.AsyncIterator[_vault_pb2.IssueResponse]]:
-        """Makes, certifies, seals and destroys one key pair per item. Each result streams as it is made; items fail alone.
+        """Makes, certifies, seals and destroys one key pair per item; under a profile with an external CA, a certificate
+        request takes the certificate's place. Each result streams as it is made; items fail alone.
         RESOURCE_EXHAUSTED at once where the queue has no room for the batch.
         """
+
+    @_abc_1.abstractmethod
+    def CompletePackages(
+        self,
+        request: _vault_pb2.CompletePackagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vault_pb2.CompletePackagesResponse], _abc.AsyncIterator[_vault_pb2.CompletePackagesResponse]]:
+        """Completes what waits for its external CA's certificate. Likewise."""
 
     @_abc_1.abstractmethod
     def OpenChannels(
