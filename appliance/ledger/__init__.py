@@ -5,7 +5,8 @@ nothing is answered before it; the database itself enforces what must never happ
 """
 
 from appliance.ledger.database import migrate
+from appliance.ledger.lifecycle import ForeignCertificate
 from appliance.ledger.reservation import Reservation
 from appliance.ledger.store import Ledger, LedgerStatus
 
-__all__ = ["Ledger", "LedgerStatus", "Reservation", "migrate"]
+__all__ = ["ForeignCertificate", "Ledger", "LedgerStatus", "Reservation", "migrate"]

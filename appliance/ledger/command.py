@@ -73,9 +73,8 @@ def _opened(url: str) -> Iterator[Connection]:
 def _status(url: str) -> int:
     with _opened(url) as connection:
         issuances, entries = counts(connection)
-    lines = [f"schema version  {SCHEMA_VERSION}"]
-    lines += [f"{state:<15} {count}" for state, count in issuances.items()]
-    lines += [f"audit entries   {entries}"]
+    told = {"schema version": SCHEMA_VERSION, **issuances, "audit entries": entries}
+    lines = [f"{what:<20} {value}" for what, value in told.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

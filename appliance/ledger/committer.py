@@ -20,11 +20,14 @@ from appliance.domain.audit import AuditEntry
 from appliance.errors import ApplianceError
 from appliance.ledger import database
 from appliance.ledger.change import Change, Told, append, holds, take_head
+from appliance.ledger.files import Files
 
 GROUP_MAX = 256
 """Larger groups gain little and make the first of them wait."""
 ERASE_SECONDS = 1.0
 """How soon after its commit an erased key has left the write-ahead log too, unless a backup is running."""
+HANG_SECONDS = 2 * database.BUSY_SECONDS
+"""A commit that takes longer hangs: the disk does not answer."""
 
 T = TypeVar("T")
 
@@ -50,12 +53,22 @@ class Committer:
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
         self._clock = clock
+        self._files = Files(engine)
+        self._worked = False
+        self._begun: float | None = None
+        self._damage: SQLAlchemyError | None = None
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self._erase_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="ledger-committer", daemon=True)
         self._thread.start()
+
+    @property
+    def works(self) -> bool:
+        """Whether the last commit succeeded, and the one under way does not hang; not before there was one."""
+        begun = self._begun
+        return self._worked and (begun is None or time.monotonic() - begun < HANG_SECONDS)
 
     def submit(self, work: Callable[[Change], T]) -> Future[T]:
         """Queues a change; its future is done after the commit. A future cancelled before that is not begun."""
@@ -73,6 +86,7 @@ class Committer:
                 self._closed = True
                 self._queue.put(None)
         self._thread.join()
+        self._files.close()
 
     def _run(self) -> None:
         going_on = True
@@ -98,12 +112,18 @@ class Committer:
         return group, False
 
     def _answer(self, group: list[_Item]) -> None:
+        self._begun = time.monotonic()
+        worked = False
         try:
             outcomes = self._commit(group)
+            worked = True
         except SQLAlchemyError as error:
+            if database.is_damage(error):
+                self._damage = error
             outcomes = [_Outcome(error=database.translated(error)) for _ in group]
         except Exception as error:  # noqa: BLE001 the thread must outlive a defect, and callers must hear of it
             outcomes = [_Outcome(error=error) for _ in group]
+        self._worked, self._begun = worked, None
         for item, outcome in zip(group, outcomes, strict=True):
             if outcome.error is not None:
                 item.future.set_exception(outcome.error)
@@ -113,17 +133,23 @@ class Committer:
             self._erase_at = time.monotonic() + ERASE_SECONDS
 
     def _commit(self, group: list[_Item]) -> list[_Outcome]:
+        if self._damage is not None:
+            raise self._damage  # until somebody has looked at the file: a new start tries it again
+        self._files.require()
+        entries: list[AuditEntry] = []
         with self._writer.connect() as connection:
-            transaction = connection.begin()
-            head = take_head(connection)
-            outcomes = [self._make(connection, item) for item in group]
-            entries = append(connection, head, [told for outcome in outcomes for told in outcome.told])
             try:
+                transaction = connection.begin()
+                head = take_head(connection)
+                outcomes = [self._make(connection, item) for item in group]
+                entries = append(connection, head, [told for outcome in outcomes for told in outcome.told])
                 transaction.commit()
             except SQLAlchemyError:
+                # Another connection may do better: one that was opened while the disk was read-only stays read-only.
                 connection.invalidate()
                 if not (entries and self._committed(entries[-1])):
                     raise
+        self._files.require()
         return outcomes
 
     def _make(self, connection: Connection, item: _Item) -> _Outcome:

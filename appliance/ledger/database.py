@@ -4,6 +4,7 @@ WAL, synchronous=FULL: nothing acknowledged is lost with the power. Transactions
 erased is overwritten: secure_delete in the file, `truncate_wal` behind it, and no temporary files.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -39,13 +40,18 @@ _PRAGMAS = (
     "temp_store=MEMORY",
 )
 _REFUSALS = (IntegrityError, DataError, ProgrammingError, InterfaceError)
+_DAMAGE = "Stop the front and run: appliance ledger check. Restore a backup if it fails."
 _HINTS = {
     "SQLITE_FULL": "Make room on the ledger's disk; it goes on by itself.",
-    "SQLITE_IOERR_WRITE": "Make room on the ledger's disk, and check it; the ledger goes on by itself.",
+    "SQLITE_IOERR": "Make room on the ledger's disk, and check it; the ledger goes on by itself.",
+    "SQLITE_READONLY": "Let the front's user write to the ledger's file and its directory.",
+    "SQLITE_CANTOPEN": "Let the front's user write to the ledger's file and its directory.",
     "SQLITE_BUSY": "Another process holds the ledger; only one front may write to it.",
-    "SQLITE_CORRUPT": "Stop the front and run: appliance ledger check. Restore a backup if it fails.",
-    "SQLITE_NOTADB": "The file is no ledger; restore a backup.",
+    "SQLITE_CORRUPT": _DAMAGE,
+    "SQLITE_NOTADB": _DAMAGE,
 }
+"""By the first two words of the driver's name for the error: SQLITE_IOERR_FSYNC is told as SQLITE_IOERR."""
+_DAMAGED = {name for name, hint in _HINTS.items() if hint == _DAMAGE}
 
 
 def connect(url: str, *, read_only: bool = False) -> Engine:
@@ -97,6 +103,9 @@ def migrate(url: str) -> None:
         engine = connect(url).execution_options(writes=True)
         try:
             with engine.connect() as connection:
+                if file is not None:
+                    # A step may put a table in another's place. In a transaction SQLite would not heed this.
+                    connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
                 config.attributes["connection"] = connection
                 command.upgrade(config, SCHEMA_VERSION)
         finally:
@@ -110,6 +119,16 @@ def require_schema(url: str) -> None:
         found = None if file is not None and not file.exists() else _revision(url)
     if found != SCHEMA_VERSION:
         raise _mismatch(found)
+
+
+def require_writable(url: str) -> None:
+    """Refuses a file that SQLite would open for reading alone, without a word (LEDGER_UNAVAILABLE)."""
+    file = file_of(url)
+    for path in (file, file.parent) if file is not None and file.exists() else ():
+        if not os.access(path, os.W_OK):
+            raise ApplianceError(
+                Reason.LEDGER_UNAVAILABLE, f"The ledger's {path} cannot be written to.", hint=_HINTS["SQLITE_READONLY"]
+            )
 
 
 def truncate_wal(engine: Engine) -> bool:
@@ -153,12 +172,16 @@ def is_outage(error: SQLAlchemyError | sqlite3.Error) -> bool:
     return isinstance(error, (DBAPIError, sqlite3.Error)) and not isinstance(error, _REFUSALS)
 
 
+def is_damage(error: SQLAlchemyError | sqlite3.Error) -> bool:
+    """Whether the file's content is not a ledger's: whoever writes on makes it worse."""
+    return _kind(_name(error)) in _DAMAGED
+
+
 def translated(error: SQLAlchemyError | sqlite3.Error) -> ApplianceError:
     """LEDGER_UNAVAILABLE for an outage, with the driver's name for it; INTERNAL for a refused statement, a defect."""
-    origin = getattr(error, "orig", None) or error
-    name = origin.sqlite_errorname if isinstance(origin, sqlite3.Error) else type(origin).__name__
+    name = _name(error)
     if is_outage(error):
-        hint = _HINTS.get(name, "Repeat the call; it is safe.")
+        hint = _HINTS.get(_kind(name), "Repeat the call; it is safe.")
         told = ApplianceError(Reason.LEDGER_UNAVAILABLE, f"The ledger could not commit or read ({name}).", hint=hint)
     else:
         told = ApplianceError(Reason.INTERNAL, f"The database refused a statement ({name}).", hint="See the log.")
@@ -169,6 +192,15 @@ def translated(error: SQLAlchemyError | sqlite3.Error) -> ApplianceError:
 def closed() -> ApplianceError:
     """The refusal of a ledger that was closed."""
     return ApplianceError(Reason.LEDGER_UNAVAILABLE, "The ledger is closed.", hint="Call another node, or later.")
+
+
+def _name(error: SQLAlchemyError | sqlite3.Error) -> str:
+    origin = getattr(error, "orig", None) or error
+    return origin.sqlite_errorname if isinstance(origin, sqlite3.Error) else type(origin).__name__
+
+
+def _kind(name: str) -> str:
+    return "_".join(name.split("_")[:2])
 
 
 def _mismatch(found: str | None) -> ApplianceError:

@@ -61,11 +61,19 @@ CHECKS: dict[str, Check] = {
     "audit entries are numbered without gaps": _audit_numbers,
     "every package is as it was sealed": _packages,
     "a person has one live issuance": _none(
-        "SELECT min(id) FROM issuances WHERE state IN ('RESERVED', 'READY', 'ACTIVE')"
+        "SELECT min(id) FROM issuances WHERE state IN ('RESERVED', 'AWAITING_CERTIFICATE', 'READY', 'ACTIVE')"
         " GROUP BY person_id, kind HAVING count(*) > 1"
     ),
-    "only a READY issuance holds a wrapped key": _none(
-        "SELECT id FROM issuances WHERE (state = 'READY') <> (wrapped_key IS NOT NULL)"
+    "a wrapped key waits for its certificate or its delivery": _none(
+        "SELECT id FROM issuances WHERE (state IN ('AWAITING_CERTIFICATE', 'READY')) <> (wrapped_key IS NOT NULL)"
+    ),
+    "what awaits a certificate has all that completes it": _none(
+        "SELECT id FROM issuances WHERE state = 'AWAITING_CERTIFICATE' AND (header IS NULL OR interim_mac IS NULL"
+        " OR certificate_request IS NULL OR certificate_due IS NULL)"
+    ),
+    "an external CA's serial number stands once": _none(
+        "SELECT min(id) FROM issuances WHERE certificate_issuer IS NOT NULL"
+        " GROUP BY certificate_issuer, certificate_serial HAVING count(*) > 1"
     ),
     "an issuance knows its newest attempt": _none(
         "SELECT id FROM issuances WHERE attempt <>"

@@ -12,28 +12,32 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, func, select, tuple_
 
 from appliance.domain.issuance import IssuanceRecord, State, not_found
-from appliance.domain.package import Header, KeyType, SimPackage
+from appliance.domain.package import Header, KeyType, PendingPackage, SimPackage
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.calls import earlier
-from appliance.ledger.schema import audit_head, issuances
+from appliance.ledger.schema import audit_head, issuances, requests
 
 Row = Mapping[Any, Any]
 """A row of `issuances` by column."""
 
 _BY_ID = select(issuances).where(issuances.c.id == bindparam("issuance"))
-_SAME_NAMED = [f.name for f in fields(IssuanceRecord) if f.name not in {"state", "key_type", "package"}]
+_SAME_NAMED = [f.name for f in fields(IssuanceRecord) if f.name not in {"state", "key_type", "package", "pending"}]
 
 
 def record_of(row: Row, *, with_package: bool = True) -> IssuanceRecord:
-    """The record of a row of `issuances`, its package put together again where there is one."""
-    package = None
+    """The record of a row of `issuances`, its package, or what waits for a certificate, put together again."""
+    package = pending = None
     if with_package and row["wrapped_key"] is not None:
         header = Header.decode(row["header"])
-        package = SimPackage(header, row["wrapped_key"], row["certificate"], row["package_mac"]).encode()
+        if row["state"] == State.READY:
+            package = SimPackage(header, row["wrapped_key"], row["certificate"], row["package_mac"]).encode()
+        else:
+            pending = PendingPackage(header, row["wrapped_key"], row["certificate_request"], row["interim_mac"])
     return IssuanceRecord(
         state=State(row["state"]),
         key_type=KeyType(row["key_type"]),
         package=package,
+        pending=pending,
         **{name: row[name] for name in _SAME_NAMED},
     )
 
@@ -55,6 +59,14 @@ def answer(connection: Connection, client: str, request_id: str, digest: bytes) 
     """The stored answer, if the request is finished."""
     row = earlier(connection, client, request_id, digest)
     return None if row is None else row["answer"]
+
+
+def host_challenge(connection: Connection, client: str, request_id: str, digest: bytes) -> bytes | None:
+    """What was kept for a FetchScript call, if this call with this content was seen."""
+    made = select(requests.c.host_challenge).where(
+        requests.c.client == client, requests.c.request_id == request_id, requests.c.digest == digest
+    )
+    return connection.execute(made).scalar_one_or_none()
 
 
 def page(

@@ -1,9 +1,10 @@
-"""Reserve, attempt, record: the changes from an accepted request to its package (ARCHITECTURE.md)."""
+"""Reserve, attempt, record: the changes from an accepted request to its sealed key (ARCHITECTURE.md)."""
 
 import hashlib
 import secrets
 import uuid
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from sqlalchemy import bindparam, func, insert, select, update
 
@@ -20,13 +21,13 @@ from appliance.domain.issuance import (
     next_counter,
     next_state,
 )
-from appliance.domain.package import SimPackage
+from appliance.domain.package import Header, PendingPackage, SimPackage
 from appliance.domain.request import IssueOrder
 from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.calls import Call, earlier
 from appliance.ledger.change import APPLIANCE, Change
-from appliance.ledger.lifecycle import Answer, amend, end
+from appliance.ledger.lifecycle import Answer, amend, end, expire
 from appliance.ledger.queries import Row, record_of, row_of
 from appliance.ledger.schema import attempts, issuances, requests, sims
 
@@ -86,14 +87,12 @@ def retry(change: Change, issuance: str, lost_attempt: int) -> Attempt | Applian
 def complete(change: Change, attempt: Attempt, package: bytes, answer: Answer) -> bytes:
     """The newest attempt's package and answer are kept: READY."""
     row = row_of(change.connection, attempt.issuance)
-    own_request = {"caller": row["client"], "request": row["request_id"]}
-    stored: bytes | None = change.connection.execute(_ANSWER, own_request).scalar_one()
+    stored = _stored_answer(change, row)
     if stored is not None:
         return stored
-    state = next_state(State(row["state"]), Move.COMPLETE)
-    if row["attempt"] != attempt.number:
-        raise _late(row)
-    parts = _parts_for(row, attempt, package)
+    state = _state_after(row, attempt, Move.COMPLETE)
+    parts = SimPackage.decode(package)
+    _require_ordered(row, attempt, parts.header)
     ready = amend(
         change,
         row,
@@ -117,9 +116,41 @@ def complete(change: Change, attempt: Attempt, package: bytes, answer: Answer) -
         package_sha256=ready["package_sha256"].hex(),
         certificate_sha256=hashlib.sha256(parts.certificate).hexdigest(),
     )
-    made = answer(record_of(ready, with_package=False))
-    change.connection.execute(_KEEP_ANSWER, {**own_request, "answer": made})
-    return made
+    return _answered(change, ready, answer)
+
+
+def await_certificate(
+    change: Change, attempt: Attempt, pending: PendingPackage, due: datetime, answer: Answer
+) -> bytes:
+    """The newest attempt's sealed key, its certificate request and the answer are kept: AWAITING_CERTIFICATE."""
+    row = row_of(change.connection, attempt.issuance)
+    stored = _stored_answer(change, row)
+    if stored is not None:
+        return stored
+    state = _state_after(row, attempt, Move.REQUEST_CERTIFICATE)
+    _require_ordered(row, attempt, pending.header)
+    awaiting = amend(
+        change,
+        row,
+        state=state,
+        updated=change.now,
+        counter=attempt.counter,
+        header=pending.header.encode(),
+        wrapped_key=pending.wrapped,
+        certificate_request=pending.certificate_request,
+        interim_mac=pending.interim_mac,
+        certificate_due=due,
+    )
+    change.record(
+        Event.CERTIFICATE_REQUESTED,
+        attempt.issuance,
+        APPLIANCE,
+        attempt=str(attempt.number),
+        header_sha256=pending.header.digest().hex(),
+        request_sha256=hashlib.sha256(pending.certificate_request).hexdigest(),
+        due=due.isoformat(),
+    )
+    return _answered(change, awaiting, answer)
 
 
 def fail(change: Change, attempt: Attempt, reason: str, detail: str) -> None:
@@ -141,9 +172,12 @@ def _resume(change: Change, request: Row) -> Reservation:
 
 
 def _make_room(change: Change, person_id: str) -> None:
-    """Ends an idle reservation of this person; refuses for any other live issuance, as the database would too."""
+    """Ends what of this person idles or is overdue; refuses for any other live issuance, as the database would too."""
     row = change.connection.execute(_LIVE, {"person": person_id}).mappings().first()
     if row is None:
+        return
+    if row["state"] == State.AWAITING_CERTIFICATE and row["certificate_due"] <= change.now:
+        expire(change, row)
         return
     if row["state"] != State.RESERVED or change.now - row["attempted"] < RESERVATION_IDLE:
         raise ApplianceError(
@@ -241,16 +275,34 @@ def _random_serial() -> bytes:
     return bytes((first & 0x3F | 0x40, *rest))
 
 
-def _parts_for(row: Row, attempt: Attempt, package: bytes) -> SimPackage:
-    parts = SimPackage.decode(package)
-    header = parts.header
+def _stored_answer(change: Change, row: Row) -> bytes | None:
+    own_request = {"caller": row["client"], "request": row["request_id"]}
+    stored: bytes | None = change.connection.execute(_ANSWER, own_request).scalar_one()
+    return stored
+
+
+def _answered(change: Change, row: Row, answer: Answer) -> bytes:
+    made = answer(record_of(row, with_package=False))
+    own_request = {"caller": row["client"], "request": row["request_id"]}
+    change.connection.execute(_KEEP_ANSWER, {**own_request, "answer": made})
+    return made
+
+
+def _state_after(row: Row, attempt: Attempt, move: Move) -> State:
+    """Where an attempt's outcome leads; any but the newest is late."""
+    state = next_state(State(row["state"]), move)
+    if row["attempt"] != attempt.number:
+        raise _late(row)
+    return state
+
+
+def _require_ordered(row: Row, attempt: Attempt, header: Header) -> None:
     made = (header.iccid, header.applet_aid, header.kvn, header.counter, header.key_type)
     ordered = (Iccid(row["iccid"]).ef_coding, row["applet_aid"], row["kvn"], attempt.counter, row["key_type"])
     if made != ordered:
         raise ApplianceError(
             Reason.INTERNAL, "The package's header is not what was ordered.", hint="Nothing was stored; see the log."
         )
-    return parts
 
 
 def _late(row: Row) -> ApplianceError:

@@ -14,12 +14,14 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection, Engine
 
 from appliance.domain.issuance import Attempt, IssuanceRecord, State
+from appliance.domain.package import PendingPackage
 from appliance.domain.request import IssueOrder
 from appliance.errors import ApplianceError
 from appliance.ledger import database, lifecycle, queries, reservation
 from appliance.ledger.calls import Call
-from appliance.ledger.change import Change
+from appliance.ledger.change import Change, rehearse
 from appliance.ledger.committer import Committer
+from appliance.ledger.lifecycle import ForeignCertificate
 from appliance.ledger.reservation import Reservation
 from appliance.ledger.schema import SCHEMA_VERSION
 
@@ -69,12 +71,10 @@ class Ledger:
         Raises:
             ApplianceError: LEDGER_SCHEMA_MISMATCH, or LEDGER_UNAVAILABLE.
         """
+        database.require_writable(url)
         database.require_schema(url)
         with database.translated_errors():
-            engine = database.connect(url)
-            # A restored backup gets its write-ahead log now, while nobody else is connected.
-            engine.connect().close()
-        return cls(engine, clock)
+            return cls(database.connect(url), clock)
 
     def close(self) -> None:
         """Finishes the queued work and closes the database; later calls raise LEDGER_UNAVAILABLE."""
@@ -113,6 +113,50 @@ class Ledger:
         """
         return await self._write(lambda change: reservation.complete(change, attempt, package, answer))
 
+    async def await_certificate(
+        self, attempt: Attempt, pending: PendingPackage, due: datetime, answer: Callable[[IssuanceRecord], bytes]
+    ) -> bytes:
+        """Stores the sealed key, its certificate request and the answer: RESERVED becomes AWAITING_CERTIFICATE.
+
+        Answers the stored bytes if there are any. After `due` it is ABANDONED.
+
+        Raises:
+            ApplianceError: as `complete`.
+        """
+        return await self._write(lambda change: reservation.await_certificate(change, attempt, pending, due, answer))
+
+    async def certify(
+        self,
+        client: str,
+        request_id: str,
+        digest: bytes,
+        issuance: str,
+        certificate: ForeignCertificate,
+        package: bytes | None,
+        answer: Callable[[IssuanceRecord], bytes],
+    ) -> bytes:
+        """AWAITING_CERTIFICATE becomes READY; one that has this certificate already is answered as it is.
+
+        Args:
+            package: what the vault has completed with this certificate; None where nothing was to be completed.
+
+        Raises:
+            ApplianceError: ISSUANCE_NOT_FOUND, CERTIFICATE_NOT_AWAITED, CERTIFICATE_OVERDUE (the issuance is ABANDONED
+                then), CERTIFICATE_REFUSED for a serial number that another issuance has, ISSUANCE_ENDED,
+                REQUEST_ID_REUSED; INTERNAL for a package of another issuance.
+        """
+        call = Call(client, request_id, "SubmitCertificate", digest)
+        result = await self._write(
+            lambda change: lifecycle.certify(change, call, issuance, certificate, package, answer)
+        )
+        if isinstance(result, ApplianceError):
+            raise result
+        return result
+
+    async def expire_overdue(self, most: int) -> Sequence[str]:
+        """At most so many issuances whose certificates are overdue become ABANDONED; their ids."""
+        return await self._write(lambda change: lifecycle.expire_overdue(change, most))
+
     async def fail(self, attempt: Attempt, reason: str, detail: str) -> None:
         """RESERVED becomes FAILED, for `reason` of `REASONS`; a failure that came late changes nothing."""
         await self._write(lambda change: reservation.fail(change, attempt, reason, detail))
@@ -128,6 +172,10 @@ class Ledger:
         call = Call(client, request_id, "FetchScript", digest)
         return await self._write(lambda change: lifecycle.prepare_script(change, call, issuance, host_challenge))
 
+    async def host_challenge(self, client: str, request_id: str, digest: bytes) -> bytes | None:
+        """What was kept for the script that this call fetched; None where no such call with this content was seen."""
+        return await self._read(lambda connection: queries.host_challenge(connection, client, request_id, digest))
+
     async def activate(
         self, client: str, request_id: str, digest: bytes, issuance: str, answer: Callable[[IssuanceRecord], bytes]
     ) -> bytes:
@@ -142,7 +190,7 @@ class Ledger:
     async def abandon(
         self, client: str, request_id: str, digest: bytes, issuance: str, answer: Callable[[IssuanceRecord], bytes]
     ) -> bytes:
-        """RESERVED or READY becomes ABANDONED and the wrapped key is erased.
+        """RESERVED, AWAITING_CERTIFICATE or READY becomes ABANDONED and the wrapped key is erased.
 
         Raises:
             ApplianceError: ISSUANCE_NOT_FOUND, ISSUANCE_ENDED, REQUEST_ID_REUSED.
@@ -175,6 +223,21 @@ class Ledger:
             ApplianceError: PAGE_TOKEN_INVALID for a token that is not of this method and these filters.
         """
         return await self._read(lambda connection: queries.page(connection, page_size, page_token, person_id, state))
+
+    @property
+    def commits(self) -> bool:
+        """Whether the last commit succeeded, and the one under way does not hang."""
+        return self._committer.works
+
+    async def probe(self) -> None:
+        """Returns if the ledger reads and commits; it tries a commit of its own only where the last one failed.
+
+        Raises:
+            ApplianceError: what stands in the way.
+        """
+        await self.list(page_size=1)
+        if not self.commits:
+            await self._write(rehearse)
 
     async def status(self) -> LedgerStatus:
         """Counts over the whole ledger."""

@@ -15,12 +15,13 @@ from appliance.errors import ApplianceError
 from appliance.issuing.vaults import Vaults
 from appliance.ledger import Ledger
 from appliance.server.calls import Calls
-from appliance.server.health import Health
+from appliance.server.health import FOLLOWING, Health
 
-FOLLOWING: Final = ("appliance.api.v1.IssuanceService", "appliance.api.v1.DeliveryService")
 OPERATIONS: Final = "appliance.api.v1.OperationsService"
 PROBE_SECONDS: Final = 1.0
-"""How often the ledger is read; a change of the vaults is seen at once."""
+"""How often the ledger is probed, and at most how late a failed commit is told; a change of the vaults is at once."""
+PROBE_TIMEOUT: Final = 10.0
+"""A ledger that takes longer to answer a probe than it waits for a lock does not answer."""
 
 _STATUS: Final[Mapping[bool, int]] = {
     True: health_pb2.HealthCheckResponse.SERVING,
@@ -36,39 +37,64 @@ class Readiness:
         self._vaults = vaults
         self._ledger = ledger
         self._calls = calls
-        self._ledger_reads = False
+        self._ledger_answers = False
         self._told: bool | None = None
 
     @property
     def ready(self) -> bool:
         """Whether Issue would be served now."""
-        return self._vaults.ready and self._ledger_reads and not self._calls.draining
+        return not self._missing()
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
-        clock = asyncio.get_running_loop().time
-        probe_at = clock()
-        while True:
-            if clock() >= probe_at:
-                self._ledger_reads = await self._probe()
-                probe_at = clock() + PROBE_SECONDS
-            self.tell()
-            await self._vaults.change(PROBE_SECONDS)
+        probing = asyncio.create_task(self._probe())
+        try:
+            while True:
+                self.tell()
+                await self._vaults.change(PROBE_SECONDS)
+        finally:
+            probing.cancel()
 
     def tell(self) -> None:
         """Sets the health of the following services to what it is now."""
-        if self._told == self.ready:
+        missing = self._missing()
+        ready = not missing
+        if self._told == ready:
             return
         if self._told is None:
             self.health.set(OPERATIONS, _STATUS[True])
-        self._told = self.ready
-        logs.get().info("ready" if self.ready else "not ready")
+        self._told = ready
+        if ready:
+            logs.get().info("ready")
+        else:
+            logs.get().info("not ready", missing=missing)
         for service in FOLLOWING:
-            self.health.set(service, _STATUS[self.ready])
+            self.health.set(service, _STATUS[ready])
 
-    async def _probe(self) -> bool:
-        try:
-            await self._ledger.list(page_size=1)
-        except ApplianceError:
-            return False
-        return True
+    def _missing(self) -> list[str]:
+        """What an Issue call would need and not find."""
+        there = {
+            "vault": self._vaults.ready,
+            "ledger": self._ledger_answers and self._ledger.commits,
+            "time": not self._calls.draining,
+        }
+        return [name for name, is_there in there.items() if not is_there]
+
+    async def _probe(self) -> None:
+        """Beside `follow`, so that a ledger that hangs does not keep the vaults from being followed."""
+        last = ""
+        while True:
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT):
+                    await self._ledger.probe()
+            except (ApplianceError, TimeoutError) as error:
+                self._ledger_answers = False
+                told = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
+                if told != last:
+                    logs.get().error("ledger does not work", detail=told)
+                last = told
+            else:
+                self._ledger_answers = True
+                last = ""
+            self.tell()
+            await asyncio.sleep(PROBE_SECONDS)

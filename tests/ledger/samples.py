@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.domain.issuance import Attempt, IssuanceRecord
-from appliance.domain.package import Header, KeyType, SimPackage
+from appliance.domain.package import Header, KeyType, PendingPackage, SimPackage
 from appliance.domain.request import IssueOrder
 from appliance.domain.sim import Iccid, luhn_check_digit
 from appliance.errors import ApplianceError
-from appliance.ledger import Ledger, Reservation
+from appliance.ledger import ForeignCertificate, Ledger, Reservation
 
 ISSUER = "urn:appliance:role:issuer:test"
 TSM = "urn:appliance:role:tsm:test"
@@ -72,6 +72,22 @@ def package(record: IssuanceRecord, attempt: Attempt, wrapped_length: int = 160)
     return SimPackage(header, secrets.token_bytes(wrapped_length), secrets.token_bytes(900), secrets.token_bytes(16))
 
 
+def pending(record: IssuanceRecord, attempt: Attempt) -> PendingPackage:
+    """What waits for a certificate after this attempt."""
+    sealed = package(record, attempt)
+    return PendingPackage(sealed.header, sealed.wrapped, secrets.token_bytes(300), secrets.token_bytes(16))
+
+
+def foreign(serial: int = 1, ca: bytes = b"J-LIS") -> ForeignCertificate:
+    """A certificate of an external CA, as far as the ledger looks into one."""
+    return ForeignCertificate(secrets.token_bytes(900), ca, serial.to_bytes(8).lstrip(bytes(1)))
+
+
+def completed(waiting: PendingPackage, certificate: ForeignCertificate) -> bytes:
+    """The package that the vault makes of both."""
+    return SimPackage(waiting.header, waiting.wrapped, certificate.der, secrets.token_bytes(16)).encode()
+
+
 def answer(record: IssuanceRecord) -> bytes:
     return f"{record.id} {record.state} {record.counter}".encode()
 
@@ -81,6 +97,17 @@ async def make_ready(ledger: Ledger, wanted: IssueOrder) -> tuple[Reservation, S
     assert reservation.attempt is not None
     made = package(reservation.record, reservation.attempt)
     await ledger.complete(reservation.attempt, made.encode(), answer)
+    return reservation, made
+
+
+async def make_awaiting(
+    ledger: Ledger, wanted: IssueOrder, due: datetime = datetime(2026, 7, 15, tzinfo=UTC)
+) -> tuple[Reservation, PendingPackage]:
+    """An issuance that waits for its certificate."""
+    reservation = await ledger.reserve(ISSUER, wanted, DIGEST)
+    assert reservation.attempt is not None
+    made = pending(reservation.record, reservation.attempt)
+    await ledger.await_certificate(reservation.attempt, made, due, answer)
     return reservation, made
 
 

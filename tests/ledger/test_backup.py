@@ -17,7 +17,7 @@ from appliance.ledger.backup import backup
 from appliance.ledger.command import main
 from appliance.ledger.inspection import CHECKS
 from tests.ledger.conftest import Sql
-from tests.ledger.samples import DIGEST, ISSUER, TSM, Clock, answer, make_ready, order
+from tests.ledger.samples import DIGEST, ISSUER, TSM, Clock, answer, make_awaiting, make_ready, order
 
 
 async def test_backup_beside_a_writing_front_is_whole(ledger: Ledger, url: str, tmp_path: Path) -> None:
@@ -77,7 +77,9 @@ async def test_restored_ledger_goes_on_and_repeats_no_counter(
     capsys.readouterr()
     assert main(["status", "--url", url]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert told == "schema version 0001 RESERVED 0 READY 2 ACTIVE 0 ABANDONED 0 FAILED 0 audit entries 6"
+    assert told == (
+        "schema version 0002 RESERVED 0 AWAITING_CERTIFICATE 0 READY 2 ACTIVE 0 ABANDONED 0 FAILED 0 audit entries 6"
+    )
 
 
 async def test_restored_ledger_repeats_no_counter_of_a_sim_that_was_tried_many_times_a_second(
@@ -163,8 +165,14 @@ BREAKAGES = {
     "audit entries are numbered without gaps": "DELETE FROM audit WHERE number = 2",
     "every package is as it was sealed": "UPDATE issuances SET package_mac = zeroblob(16) WHERE state = 'READY'",
     "a person has one live issuance": "DROP INDEX one_live_issuance; UPDATE issuances SET person_id = 'one'",
-    "only a READY issuance holds a wrapped key": (
+    "a wrapped key waits for its certificate or its delivery": (
         "PRAGMA ignore_check_constraints=ON; UPDATE issuances SET wrapped_key = x'00' WHERE state = 'ACTIVE'"
+    ),
+    "what awaits a certificate has all that completes it": (
+        "UPDATE issuances SET certificate_request = NULL WHERE state = 'AWAITING_CERTIFICATE'"
+    ),
+    "an external CA's serial number stands once": (
+        "DROP INDEX one_certificate_of_a_serial; UPDATE issuances SET certificate_issuer = 'CA', certificate_serial = 1"
     ),
     "an issuance knows its newest attempt": "UPDATE issuances SET attempt = 7 WHERE state = 'RESERVED'",
     "no attempt has a counter above its SIM's": "UPDATE sims SET last_counter = last_counter - 1",
@@ -173,15 +181,16 @@ BREAKAGES = {
 
 
 @pytest.fixture
-async def three(ledger: Ledger) -> None:
-    """An issuance that is RESERVED, one that is READY, one that is ACTIVE."""
+async def one_of_each(ledger: Ledger) -> None:
+    """An issuance that is RESERVED, one that is READY, one that is ACTIVE, one that is AWAITING_CERTIFICATE."""
     await ledger.reserve(ISSUER, order("person-1", sim=1), DIGEST)
     await make_ready(ledger, order("person-2", sim=2))
     active, _ = await make_ready(ledger, order("person-3", sim=3))
     await ledger.activate(TSM, order().request_id, DIGEST, active.record.id, answer)
+    await make_awaiting(ledger, order("person-4", sim=4))
 
 
-@pytest.mark.usefixtures("three")
+@pytest.mark.usefixtures("one_of_each")
 @pytest.mark.parametrize("name", CHECKS)
 def test_check_finds_what_is_broken(url: str, file: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["check", "--url", url]) == 0
@@ -192,7 +201,7 @@ def test_check_finds_what_is_broken(url: str, file: Path, capsys: pytest.Capture
     assert f"BROKEN  {name}\n" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("three")
+@pytest.mark.usefixtures("one_of_each")
 @pytest.mark.parametrize(
     "tampering",
     [

@@ -28,6 +28,16 @@ async def test_script_gets_the_package_and_keeps_its_host_challenge(ledger: Ledg
     assert (await ledger.prepare_script(TSM, new_id(), DIGEST, reserved.record.id, b"second-8"))[1] == b"second-8"
 
 
+async def test_host_challenge_is_found_again_by_the_same_call_alone_and_outlives_the_package(ledger: Ledger) -> None:
+    reserved, _ = await make_ready(ledger, order())
+    fetched, reported = new_id(), new_id()
+    await ledger.prepare_script(TSM, fetched, DIGEST, reserved.record.id, b"8 bytes.")
+    await ledger.activate(TSM, reported, DIGEST, reserved.record.id, answer)
+    assert await ledger.host_challenge(TSM, fetched, DIGEST) == b"8 bytes."
+    for other in ((ISSUER, fetched, DIGEST), (TSM, fetched, OTHER), (TSM, new_id(), DIGEST), (TSM, reported, DIGEST)):
+        assert await ledger.host_challenge(*other) is None
+
+
 async def test_script_needs_an_issuance_that_is_ready(ledger: Ledger) -> None:
     reserved = await ledger.reserve(ISSUER, order(), DIGEST)
     call = TSM, new_id(), DIGEST, reserved.record.id, b"8 bytes."

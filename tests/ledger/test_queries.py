@@ -88,7 +88,14 @@ async def test_token_of_nested_arrays_is_refused(ledger: Ledger) -> None:
 @pytest.mark.usefixtures("seven")
 async def test_status_counts_every_state(ledger: Ledger) -> None:
     status = await ledger.status()
-    assert status.issuances == {"RESERVED": 5, "READY": 2, "ACTIVE": 0, "ABANDONED": 0, "FAILED": 0}
+    assert status.issuances == {
+        "RESERVED": 5,
+        "AWAITING_CERTIFICATE": 0,
+        "READY": 2,
+        "ACTIVE": 0,
+        "ABANDONED": 0,
+        "FAILED": 0,
+    }
     assert status.audit_entries == 7 * 2 + 2
 
 

@@ -27,7 +27,11 @@ def refusal_of(url: str) -> ApplianceError:
 def test_migrations_make_exactly_the_tables_of_the_program(sql: Sql) -> None:
     def made_by(rows: Iterable[tuple[str, str, str | None]]) -> dict[str, list[str]]:
         """Each table's and index's clauses; their order within a table means nothing."""
-        return {name: sorted(re.split(r",?\s*\n\s*", sql or "")) for _, name, sql in rows if "alembic" not in name}
+        return {
+            name: sorted(re.split(r",?\s*\n\s*", (sql or "").replace('"', "")))  # a table put in another's place
+            for _, name, sql in rows
+            if "alembic" not in name
+        }
 
     engine = create_engine("sqlite://")
     with engine.connect() as connection:
@@ -56,7 +60,7 @@ def test_ledger_that_is_not_there_is_refused_and_not_made(file: Path) -> None:
     assert not file.exists()
 
 
-@pytest.mark.parametrize(("version", "hint"), [("0000", "appliance ledger migrate"), ("0002", "newer")])
+@pytest.mark.parametrize(("version", "hint"), [("0000", "appliance ledger migrate"), ("9999", "newer")])
 def test_schema_of_another_version_is_refused(url: str, sql: Sql, version: str, hint: str) -> None:
     sql(f"UPDATE alembic_version SET version_num = '{version}'")  # noqa: S608 (a parameter of this test)
     refusal = refusal_of(url)
@@ -66,7 +70,7 @@ def test_schema_of_another_version_is_refused(url: str, sql: Sql, version: str, 
 
 
 def test_ledger_of_a_newer_program_is_not_migrated(url: str, sql: Sql) -> None:
-    sql("UPDATE alembic_version SET version_num = '0002'")
+    sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ApplianceError) as caught:
         migrate(url)
     assert caught.value.reason is Reason.LEDGER_SCHEMA_MISMATCH

@@ -21,7 +21,13 @@ from .programs import WAIT
 
 ISSUANCE_SERVICE: Final = "appliance.api.v1.IssuanceService"
 _ISSUE: Final = f"/{ISSUANCE_SERVICE}/Issue"
-_OPTIONS: Final = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
+_OPTIONS: Final = (
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    # A front that was killed is there again within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
 
 
 class Caller:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from .hold import compile_module
 from .site import Site, set_up
 
 MakeSite = Callable[..., Site]
@@ -19,19 +18,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_module(tmp_path_factory.mktemp("m"))
-
-
 @pytest.fixture(scope="module")
-def make_site(demo: Path, module: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeSite]:
+def make_site(demo: Path, shim_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeSite]:
     """Makes sites; whatever of them still runs after the module's tests is ended."""
     with ExitStack() as stack:
 
         def make(**settings: object) -> Site:
             # Not tmp_path: a socket's path is short.
-            site = Site(demo, tmp_path_factory.mktemp("s") / "s", module, **settings)  # type: ignore[arg-type]  # TOML
+            site = Site(demo, tmp_path_factory.mktemp("s") / "s", shim_module, **settings)  # type: ignore[arg-type]  # TOML
             stack.callback(site.end)
             return site
 

@@ -6,7 +6,6 @@ It ends with its vault: its connections break as the vault's would, and what it 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,36 +17,39 @@ from .programs import WAIT
 
 ISSUE: Final = "/appliance.vault.v1.VaultService/Issue"
 
+FLUSH: Final = 0.5
+"""Seconds for the answers of a vault that has ended by itself to reach the front."""
+
 
 class Gate:
-    """A place that every Issue call passes; one call can be stopped here, and stands until somebody breaks it off."""
+    """A place that every Issue call passes; calls can be stopped here until they are let go or broken off."""
 
     def __init__(self) -> None:
-        self._armed = False
-        self._standing = threading.Event()
+        self._wanted = 0
+        self._standing: list[threading.Event] = []
+        self._lock = threading.Lock()
 
-    @contextmanager
-    def armed(self) -> Iterator["Gate"]:
-        """The next call is stopped."""
-        self._standing.clear()
-        self._armed = True
-        try:
-            yield self
-        finally:
-            self._armed = False
+    def stop(self, calls: int = 1) -> None:
+        """The next calls, so many, are stopped."""
+        with self._lock:
+            self._wanted = calls
 
-    def wait(self) -> None:
-        """Returns when a call stands here."""
-        assert self._standing.wait(WAIT), "no call came to the gate"
+    @property
+    def standing(self) -> tuple[threading.Event, ...]:
+        """The calls that stand here, in the order in which they came; one that is set goes on."""
+        return tuple(self._standing)
 
     def pass_through(self, context: grpc.ServicerContext) -> None:
-        """Returns at once, or, where the gate is armed, when the call has been broken off."""
-        if self._armed:
-            self._armed = False
-            broken = threading.Event()
-            if context.add_callback(broken.set):
-                self._standing.set()
-                broken.wait()
+        """Returns at once or, for a call that is stopped, when it has been let go or broken off."""
+        go_on = threading.Event()
+        with self._lock:
+            if not self._wanted or not context.add_callback(go_on.set):
+                return
+            self._wanted -= 1
+            self._standing.append(go_on)
+        go_on.wait()
+        with self._lock:
+            self._standing.remove(go_on)
 
 
 class Interposer(grpc.GenericRpcHandler):
@@ -60,14 +62,21 @@ class Interposer(grpc.GenericRpcHandler):
         self.answered = 0
         """How many Issue calls the front has the answer to."""
         self._channel = grpc.insecure_channel(f"unix:{vault}")
+        self._connected = False
         self._server = grpc.server(ThreadPoolExecutor(16), handlers=[self])
         self._server.add_insecure_port(f"unix:{directory / vault.name}")
         self._server.start()
+        self._channel.subscribe(self._follow)
 
     def end(self) -> None:
         """Breaks all calls and connections off, and removes its socket."""
         self._server.stop(0).wait(WAIT)
         self._channel.close()
+
+    def _follow(self, state: grpc.ChannelConnectivity) -> None:
+        if self._connected and state is not grpc.ChannelConnectivity.READY:
+            self._server.stop(FLUSH)
+        self._connected = state is grpc.ChannelConnectivity.READY
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """On the wire, a call with one message is a stream of one."""

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +30,12 @@ def until(condition: Callable[[], bool], what: str) -> None:
 class Program:
     """One running `appliance` command."""
 
-    def __init__(self, log: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, log: Path, *arguments: str, pass_fds: tuple[int, ...] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         self.log = log
-        self._passed = 0
+        self._passed = self._read = 0
+        self._events: list[Event] = []
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "appliance", *arguments],
@@ -41,6 +44,7 @@ class Program:
                 stderr=file,
                 pass_fds=pass_fds,
                 process_group=0,
+                env={**os.environ, **(environment or {})},
             )
 
     @property
@@ -50,8 +54,12 @@ class Program:
 
     def events(self) -> list[Event]:
         """Every line of its log that is complete, its children's among them."""
-        *lines, _ = self.log.read_bytes().split(b"\n")
-        return [json.loads(line) for line in lines if line.startswith(b"{")]
+        with self.log.open("rb") as log:
+            log.seek(self._read)
+            complete, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(complete + newline)
+        self._events += [json.loads(line) for line in complete.split(b"\n") if line.startswith(b"{")]
+        return self._events
 
     def next(self, event: str, **facts: object) -> Event:
         """The next line of this event and these facts; those before it are passed over for good."""
@@ -87,8 +95,8 @@ class Program:
 class Front(Program):
     """`appliance serve`."""
 
-    def __init__(self, log: Path, settings: Path) -> None:
-        super().__init__(log, "serve", "--config", str(settings))
+    def __init__(self, log: Path, settings: Path, environment: Mapping[str, str]) -> None:
+        super().__init__(log, "serve", "--config", str(settings), environment=environment)
 
     def end(self) -> None:
         """Whatever state it is in."""
@@ -103,6 +111,7 @@ class Vaults(Program):
         reader, writer = os.pipe()
         os.write(writer, pin.encode() + b"\n")
         os.close(writer)
+        self._settings = str(settings)
         super().__init__(log, "vaults", "--config", str(settings), "--pin-fd", str(reader), pass_fds=(reader,))
         os.close(reader)
 
@@ -116,11 +125,26 @@ class Vaults(Program):
                 del pids[line["slot"]]
         return pids
 
-    def kill_vault(self, pid: int) -> None:
-        """SIGKILL to one vault; returns when its supervisor has reaped it."""
-        slot = next(slot for slot, running in self.pids().items() if running == pid)
-        os.kill(pid, signal.SIGKILL)
-        self.next("vault ended", slot=slot)
+    def ready(self) -> dict[int, int]:
+        """Generations of the vaults that serve, by slot."""
+        ready: dict[int, int] = {}
+        for line in self.events():
+            if line["event"] == "vault ready":
+                ready[line["slot"]] = line["generation"]
+            elif line["event"] == "vault ended":
+                ready.pop(line["slot"], None)
+        return ready
+
+    def kill_vault(self, *pids: int) -> None:
+        """SIGKILL to these vaults; returns when their supervisor has reaped them."""
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: set(pids).isdisjoint(self.pids().values()), "the killed vaults are reaped")
+
+    def orphans(self) -> list[int]:
+        """Vaults that have outlived their supervisor: they end by themselves, after what they have in hand."""
+        return [] if self.running else [pid for pid in self.pids().values() if self._is_vault(pid)]
 
     def end(self) -> None:
         """Supervisor and vaults, whatever state they are in; each is reaped by its parent."""
@@ -132,3 +156,13 @@ class Vaults(Program):
                 with suppress(ProcessLookupError):  # just reaped
                     os.kill(pid, signal.SIGKILL)
             self.wait()
+        for pid in self.orphans():
+            with suppress(ProcessLookupError):  # just gone
+                os.kill(pid, signal.SIGKILL)
+
+    def _is_vault(self, pid: int) -> bool:
+        """Whether this process is still one of these vaults, and not another one of its number."""
+        try:
+            return self._settings.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False

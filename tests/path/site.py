@@ -1,5 +1,6 @@
 """One appliance for tests: settings, token, TLS identities and ledger in a directory, and the programs on it."""
 
+import json
 import random
 import re
 import shutil
@@ -11,19 +12,24 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from pkcs11 import Mechanism
+
 from appliance.demo import published
 from appliance.demo.setup import DemoSite
-from appliance.issuing.vaults import newest_sockets
+from tests.ledger.disk import Disk
+from tests.shim import Shim, Which
 
 from .callers import Caller
-from .hold import Hold
 from .interposer import Interposer
-from .programs import Front, Vaults
+from .programs import Front, Vaults, until
 
 REPOSITORY: Final = Path(__file__).parents[2]
 PROFILE: Final = REPOSITORY / "hsm_config/profiles/jpki-user-authentication.toml"
 PORTS: Final = range(20_000, 32_000)
 """Below those that the kernel gives to outgoing connections: a front that was killed must get its port again."""
+WRAP: Final = Which(function="C_WrapKey")
+RSA_KEY_PAIR: Final = Which(function="C_GenerateKeyPair", mechanism=Mechanism.RSA_PKCS_KEY_PAIR_GEN)
+"""Calls to hold. Every vault wraps a throwaway key while it starts; RSA keys it makes for requests alone."""
 
 
 def set_up(directory: Path) -> None:
@@ -39,8 +45,8 @@ class Site:
     Args:
         demo: what `set_up` made.
         directory: for the copy; short, because sockets will be in it.
-        module: the holding module.
-        interposed: whether the front reaches the vault through an Interposer.
+        module: of tests/shim; the demo's own is behind it.
+        interposed: whether the front reaches each vault through an Interposer.
         settings: of [vault], such as count=2, as they are written in TOML.
     """
 
@@ -49,22 +55,26 @@ class Site:
         self.directory = directory
         self.demo = DemoSite(directory)
         self.sockets = directory / "sockets"
-        self.hold = Hold(_made(directory / "hold"))
+        self.shim = Shim(directory / "shim")
         self.vaults: Vaults | None = None
         self.front: Front | None = None
-        self.interposer: Interposer | None = None
+        self._front_environment: dict[str, str] = {}
+        self.interposers: dict[int, Interposer] = {}
+        """By the slot of their vaults."""
         self.past: list[Interposer] = []
         """Interposers of vaults that have died."""
+        self._count = int(settings.get("count", 1))
         self._doors = _made(directory / "doors") if interposed else None
         self._callers: list[Caller] = []
         self._programs = 0
         for path in (*directory.rglob("*.toml"), directory / "softhsm2.conf"):
             path.write_text(path.read_text(encoding="utf-8").replace(str(demo), str(directory)), encoding="utf-8")
-        real = self.setting("path", f'"{module}"')
+        real = json.loads(self.setting("path", f'"{module}"'))
         self.setting("socket_directory", f'"{self.sockets}"')  # the demo's is elsewhere where its path is long
         self.setting("listen", f'"127.0.0.1:{_free_port()}"')
-        variables = f'TEST_P11_REAL = {real}, TEST_P11_HOLD = "{self.hold.directory}"'
-        self.setting("environment", f'{{ SOFTHSM2_CONF = "{directory}/softhsm2.conf", {variables} }}', within="module")
+        environment = {"SOFTHSM2_CONF": f"{directory}/softhsm2.conf", **self.shim.environment(real)}
+        pairs = ", ".join(f'{name} = "{value}"' for name, value in environment.items())
+        self.setting("environment", f"{{ {pairs} }}", within="module")
         for name, value in settings.items():
             self.setting(name, value, within="vault")
 
@@ -93,6 +103,12 @@ class Site:
         path.write_text(head + body, encoding="utf-8")
         return found[1] if found else ""
 
+    def on(self, library: Path) -> Disk:
+        """A disk beneath the ledger of the fronts that are started from now on; `library` as of `compile_disk`."""
+        disk = Disk(library, self.ledger)
+        self._front_environment = disk.environment
+        return disk
+
     def start_vaults(self, pin: str = published.PIN) -> Vaults:
         """The supervisor with its vaults; does not wait for them."""
         self.vaults = Vaults(self._log("vaults"), self.demo.settings, pin)
@@ -100,17 +116,19 @@ class Site:
 
     def start_front(self) -> Front:
         """The front; returns when it accepts calls."""
-        self.front = Front(self._log("front"), self._front_settings())
+        self.front = Front(self._log("front"), self._front_settings(), self._front_environment)
         self.front.next("front serves")
         return self.front
 
     def up(self) -> "Site":
         """Starts whatever does not run; returns when an Issue call would be served."""
         if self.vaults is None or not self.vaults.running:
-            self._end_interposer()
+            self._end_interposers(*self.interposers)
             self.start_vaults()
-        if self._doors and self.interposer is None:
-            self._interpose(self._doors)
+        if self._doors:
+            for slot in range(self._count):
+                if slot not in self.interposers:
+                    self._interpose(slot, self._doors)
         if self.front is None or not self.front.running:
             self.start_front()
         self.caller("operator").wait_ready()
@@ -121,12 +139,18 @@ class Site:
         assert self.front
         self.front.kill()
 
-    def kill_vault(self) -> None:
-        """SIGKILL to the only vault, and its connections break."""
+    def kill_vault(self, *slots: int) -> None:
+        """SIGKILL to the vaults of these slots, or to the only vault; their connections break."""
         assert self.vaults
-        [pid] = self.vaults.pids().values()
-        self.vaults.kill_vault(pid)
-        self._end_interposer()
+        pids = self.vaults.pids()
+        assert slots or len(pids) == 1
+        self.vaults.kill_vault(*(pids[slot] for slot in slots or pids))
+        self._end_interposers(*(slots or pids))
+
+    def kill_supervisor(self) -> None:
+        """SIGKILL; its vaults end by themselves."""
+        assert self.vaults
+        self.vaults.kill()
 
     def caller(self, role: str) -> Caller:
         """A client of this role with a connection of its own, until the site ends."""
@@ -156,7 +180,7 @@ class Site:
             self.front.end()
         if self.vaults:
             self.vaults.end()
-        self._end_interposer()
+        self._end_interposers(*self.interposers)
 
     def _log(self, name: str) -> Path:
         self._programs += 1
@@ -170,17 +194,17 @@ class Site:
         self.setting("socket_directory", f'"{self._doors}"', file=path.name)
         return path
 
-    def _interpose(self, doors: Path) -> None:
-        assert self.vaults
-        self.vaults.next("vault ready")
-        [vault] = newest_sockets(self.sockets)
-        self.interposer = Interposer(vault, doors)
+    def _interpose(self, slot: int, doors: Path) -> None:
+        vaults = self.vaults
+        assert vaults
+        until(lambda: slot in vaults.ready(), f"the vault of slot {slot} serves")
+        self.interposers[slot] = Interposer(self.sockets / f"v{slot}-{vaults.ready()[slot]}.sock", doors)
 
-    def _end_interposer(self) -> None:
-        if self.interposer:
-            self.interposer.end()
-            self.past.append(self.interposer)
-            self.interposer = None
+    def _end_interposers(self, *slots: int) -> None:
+        for slot in slots:
+            if interposer := self.interposers.pop(slot, None):
+                interposer.end()
+                self.past.append(interposer)
 
 
 def _made(directory: Path) -> Path:

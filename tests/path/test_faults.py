@@ -13,9 +13,8 @@ from appliance.api.v1.issuance_pb2 import KEY_TYPE_EC_P256, KEY_TYPE_RSA_2048
 from .callers import issue_request, issued, refusal
 from .conftest import MakeSite
 from .delivery import assert_issued_once
-from .hold import RSA_KEY_PAIR, WRAP
 from .programs import Vaults, until
-from .site import Site
+from .site import RSA_KEY_PAIR, WRAP, Site
 
 VAULTS = 2
 WRAP_SECONDS = 1.5
@@ -47,14 +46,14 @@ def wait_for_vaults(site: Site) -> None:
 
 def test_a_request_that_kills_its_vault_every_time_fails_and_the_others_are_served(site: Site) -> None:
     issuer, request = site.caller("issuer"), issue_request(KEY_TYPE_RSA_2048)
-    with site.hold.armed(RSA_KEY_PAIR) as hold:
+    with site.shim.hold(RSA_KEY_PAIR) as hold:
         call = issuer.begin_issue(request)
         for attempt in (1, 2, 3):
             pid = hold.wait()
             wait_for_vaults(site)
             issuer.issue(issue_request(KEY_TYPE_EC_P256))
             if attempt < 3:
-                hold.arm(RSA_KEY_PAIR)
+                hold.arm()
             vaults_of(site).kill_vault(pid)
         with pytest.raises(grpc.RpcError) as failed:
             call.result()
@@ -75,7 +74,7 @@ def test_a_request_that_kills_its_vault_every_time_fails_and_the_others_are_serv
 
 def test_a_vault_that_hangs_in_a_call_is_ended_and_the_request_completes(site: Site) -> None:
     issuer, request = site.caller("issuer"), issue_request(KEY_TYPE_EC_P256)
-    with site.hold.armed(WRAP) as hold:
+    with site.shim.hold(WRAP) as hold:
         call = issuer.begin_issue(request)
         pid = hold.wait()
         answer = call.result()
@@ -87,7 +86,7 @@ def test_a_vault_that_hangs_in_a_call_is_ended_and_the_request_completes(site: S
 
 def test_the_other_vault_takes_over_at_once_when_one_is_killed(site: Site) -> None:
     issuer, request = site.caller("issuer"), issue_request(KEY_TYPE_RSA_2048)
-    with site.hold.armed(RSA_KEY_PAIR) as hold:
+    with site.shim.hold(RSA_KEY_PAIR) as hold:
         call = issuer.begin_issue(request)
         pid = hold.wait()
         vaults_of(site).signal(signal.SIGSTOP)  # so that no vault can be started in its place
@@ -102,7 +101,7 @@ def test_the_other_vault_takes_over_at_once_when_one_is_killed(site: Site) -> No
 
 def test_a_call_that_its_client_gave_up_goes_on_and_is_answered_when_repeated(site: Site) -> None:
     issuer, request = site.caller("issuer"), issue_request(KEY_TYPE_RSA_2048)
-    with site.hold.armed(RSA_KEY_PAIR) as hold:
+    with site.shim.hold(RSA_KEY_PAIR) as hold:
         call = issuer.begin_issue(request)
         hold.wait()
         call.cancel()
@@ -116,7 +115,7 @@ def test_a_front_that_is_told_to_stop_answers_what_it_has_in_work(site: Site) ->
     front, request = site.front, issue_request(KEY_TYPE_RSA_2048)
     assert front
     issuer = site.caller("issuer")
-    with site.hold.armed(RSA_KEY_PAIR) as hold:
+    with site.shim.hold(RSA_KEY_PAIR) as hold:
         call = issuer.begin_issue(request)
         hold.wait()
         front.signal(signal.SIGTERM)
@@ -133,7 +132,7 @@ def test_a_front_that_is_told_to_stop_answers_what_it_has_in_work(site: Site) ->
 def test_vaults_that_are_told_to_stop_finish_what_they_have_in_hand(site: Site) -> None:
     vaults, request = vaults_of(site), issue_request(KEY_TYPE_RSA_2048)
     issuer = site.caller("issuer")
-    with site.hold.armed(RSA_KEY_PAIR) as hold:
+    with site.shim.hold(RSA_KEY_PAIR) as hold:
         call = issuer.begin_issue(request)
         hold.wait()
         vaults.signal(signal.SIGTERM)
@@ -142,6 +141,6 @@ def test_vaults_that_are_told_to_stop_finish_what_they_have_in_hand(site: Site) 
         answer = call.result()
     assert vaults.wait() == 0
     assert [event["code"] for event in vaults.events() if event["event"] == "vault ended"][-VAULTS:] == [0] * VAULTS
-    assert not list(site.sockets.glob("*.sock"))
+    assert not list(site.sockets.glob("v*.sock"))
     wait_for_vaults(site.up())
     assert_issued_once(site, issuer, request, answer, attempts=1)

@@ -15,9 +15,8 @@ from appliance.supervisor import FINAL
 from .callers import Caller, issue_request, refusal
 from .conftest import MakeSite
 from .delivery import assert_issued_once
-from .hold import RSA_KEY_PAIR
 from .programs import Vaults
-from .site import Site
+from .site import RSA_KEY_PAIR, Site
 
 WRONG_PIN = "wrong-pin-7319"
 
@@ -41,7 +40,7 @@ def ended_for(vaults: Vaults) -> str:
 
 def test_a_wrong_pin_is_tried_once(site: Site) -> None:
     assert ended_for(site.start_vaults(WRONG_PIN)) == "PIN_REJECTED"
-    assert site.hold.logins == 1
+    assert site.shim.logins() == 1
     assert WRONG_PIN.encode() not in site.logs()
 
 
@@ -52,7 +51,7 @@ def test_an_absent_token_is_waited_for_without_a_login(site: Site) -> None:
     vaults = site.start_vaults()
     for _ in range(2):
         vaults.next("vault cannot go on", reason="TOKEN_ABSENT")
-    assert site.hold.logins == 0
+    assert site.shim.logins() == 0
     tokens.rmdir()
     away.rename(tokens)
     vaults.next("vault ready")
@@ -70,7 +69,7 @@ def test_a_token_made_anew_under_the_same_label_gets_no_pin(site: Site) -> None:
         stdout=subprocess.DEVNULL,
     )
     assert ended_for(site.start_vaults()) == "TOKEN_CHANGED"
-    assert site.hold.logins == 0
+    assert site.shim.logins() == 0
 
 
 def test_a_master_key_with_another_check_value_than_declared_is_not_used(site: Site) -> None:
@@ -95,7 +94,7 @@ def test_without_a_vault_a_request_is_refused_and_leaves_nothing(site: Site) -> 
 def test_when_all_vaults_are_full_a_request_is_refused_and_leaves_nothing(make_site: MakeSite) -> None:
     site = make_site(queue_capacity=1).up()
     issuer, request = site.caller("issuer"), issue_request(KEY_TYPE_EC_P256)
-    with site.hold.armed(RSA_KEY_PAIR) as hold:
+    with site.shim.hold(RSA_KEY_PAIR) as hold:
         call = issuer.begin_issue(issue_request(KEY_TYPE_RSA_2048))
         hold.wait()
         before = rows(site)

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.api.v1.issuance_pb2 import (
     ISSUANCE_STATE_ACTIVE,
@@ -16,13 +15,12 @@ from appliance.api.v1.issuance_pb2 import (
 )
 from appliance.demo import published
 from appliance.demo.setup import SOFTHSM
-from appliance.domain.package import SimPackage
-from appliance.vsim.kdf import scp03_kdf
+from appliance.ledger.schema import SCHEMA_VERSION
 from appliance.vsim.phone import PhoneApp
 
 from .callers import issue_request
 from .conftest import MakeSite
-from .delivery import assert_delivered, assert_issued_once, new_sim, play, receipt_in
+from .delivery import assert_delivered, assert_issued_once
 from .programs import until
 from .site import Site
 
@@ -78,7 +76,7 @@ def test_operators_see_vaults_token_key_sets_and_ledger(site: Site) -> None:
         assert key_set.state == "ACTIVE"
         assert f'kcv = "{key_set.bind_kcv}"' in declared and f'kcv = "{key_set.chan_kcv}"' in declared
     [(entries,)] = site.query("SELECT count(*) FROM audit")
-    assert (status.ledger.schema_version, status.ledger.audit_entries) == ("0001", entries)
+    assert (status.ledger.schema_version, status.ledger.audit_entries) == (SCHEMA_VERSION, entries)
     assert status.ledger.issuances["READY"] >= 1
 
 
@@ -110,57 +108,6 @@ def test_vaults_have_not_loaded_the_database_and_their_supervisor_nothing_foreig
 def loaded(pid: int) -> str:
     """The files that a process has mapped, in lower case."""
     return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").lower()
-
-
-def test_the_pin_is_in_no_environment_and_on_no_command_line(site: Site) -> None:
-    assert site.front and site.vaults
-    pids = [site.front.process.pid, site.vaults.process.pid, *site.vaults.pids().values()]
-    assert len(pids) == 4
-    for pid in pids:
-        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
-        assert str(site.directory).encode() in command_line and published.PIN.encode() not in command_line
-        try:
-            assert published.PIN.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
-        except PermissionError:  # not dumpable, and this is not root
-            assert os.geteuid() != 0
-
-
-def test_logs_and_ledger_hold_no_secret_and_the_wrapped_key_is_erased(site: Site) -> None:
-    issuer, tsm, request = site.caller("issuer"), site.caller("tsm"), issue_request(KEY_TYPE_EC_P256)
-    issuance = assert_issued_once(site, issuer, request, issuer.issue(request), attempts=1)
-    wrapped = SimPackage.decode(issuer.get(issuance.name, with_package=True).package).wrapped
-    assert wrapped in ledger_files(site)
-
-    sim = new_sim(site, request)
-    script = tsm.fetch_script(issuance.name)
-    responses = play(sim, script)
-    tsm.report_receipt(issuance.name, receipt_in(script, responses))
-    until(lambda: wrapped not in ledger_files(site), "the wrapped key is gone")
-
-    # GPC Amendment D, 6.2.2: host challenge of the second command, card challenge of its response.
-    initialize_update = script.commands[1].apdu
-    assert initialize_update[:2] == b"\x80\x50"
-    context = initialize_update[5:13] + responses[1][13:21]
-    channel = sim.state.sim.channel
-    keys = [scp03_kdf(channel.k_enc, 0x04, context, 128), *(scp03_kdf(channel.k_mac, c, context, 128) for c in (6, 7))]
-    assert script.commands[2].apdu[5:13] == scp03_kdf(keys[1], 0x01, context, 64), "these are the session's keys"
-    binding, installed = sim.state.sim.binding, sim.state.installed
-    assert installed
-    key = installed.key()
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    private = key.private_numbers().private_value.to_bytes(32)
-    secret = [private, *keys, channel.k_enc, channel.k_mac, binding.k_sim, binding.k_auth, binding.k_rcpt]
-    texts = [request.activation_code.encode(), published.PIN.encode()]
-    everything = site.logs() + ledger_files(site)
-    assert request.request_id.encode() in site.logs() and request.person_id.encode() in everything
-    for value in (*texts, *secret):
-        for form in (value, value.hex().encode(), value.hex().upper().encode(), repr(value)[2:-1].encode()):
-            assert form not in everything
-
-
-def ledger_files(site: Site) -> bytes:
-    """The ledger and what lies beside it."""
-    return b"".join(path.read_bytes() for path in sorted(site.directory.glob(f"{site.ledger.name}*")))
 
 
 def test_logs_name_no_person(site: Site) -> None:
