@@ -26,6 +26,7 @@ _ANY: Final = frozenset(Role)
 
 ACCESS: Final[Mapping[str, frozenset[Role]]] = {
     f"{_ISSUANCE}Issue": _ISSUER,
+    f"{_ISSUANCE}SubmitCertificate": _ISSUER,
     f"{_ISSUANCE}GetIssuance": _ISSUER,
     f"{_ISSUANCE}ListIssuances": _ISSUER,
     f"{_ISSUANCE}Abandon": _ISSUER,

@@ -6,10 +6,17 @@ that does not read would keep the front from stopping.
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from appliance.domain.setting import SettingError
+
+FOLLOWING: Final = ("appliance.api.v1.IssuanceService", "appliance.api.v1.DeliveryService")
+"""Services whose status is the node's readiness."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -43,3 +50,27 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_heal
                 yield health_pb2.HealthCheckResponse(status=status)
                 told = status
             await changed.wait()
+
+
+@asynccontextmanager
+async def serve_locally(health: Health, path: Path) -> AsyncIterator[None]:
+    """The same answers, and nothing else, on a Unix socket: for `appliance health`, which has no certificate.
+
+    Raises:
+        SettingError: there can be no socket at this path.
+    """
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError:
+        raise SettingError(
+            "appliance.toml: front.health_socket",
+            f"There can be no socket at {path}.",
+            "Name a path of at most 107 bytes in a directory that only the front's user may write to.",
+        ) from None
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)

@@ -8,6 +8,7 @@ from appliance.api.v1 import issuance_pb2 as pb
 from appliance.api.v1.issuance_pb2_grpc import IssuanceServiceServicer
 from appliance.domain.request import validate_issuance_name
 from appliance.errors import ApplianceError, Reason
+from appliance.issuing.certification import Certification
 from appliance.issuing.issue import Issuing
 from appliance.issuing.lifecycle import Lifecycle
 from appliance.ledger import Ledger
@@ -23,8 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class IssuanceService(IssuanceServiceServicer):
     """For the issuer role."""
 
-    def __init__(self, issuing: Issuing, lifecycle: Lifecycle, ledger: Ledger) -> None:
+    def __init__(self, issuing: Issuing, certification: Certification, lifecycle: Lifecycle, ledger: Ledger) -> None:
         self._issuing = issuing
+        self._certification = certification
         self._lifecycle = lifecycle
         self._ledger = ledger
 
@@ -35,6 +37,15 @@ class IssuanceService(IssuanceServiceServicer):
             return pb.IssueResponse(issuance=messages.preview(self._issuing.check(fields)))
         answer = await self._issuing.issue(current_caller().uri, fields, context.time_remaining())
         return pb.IssueResponse.FromString(answer)
+
+    async def SubmitCertificate(  # noqa: N802 (the proto's)
+        self, request: pb.SubmitCertificateRequest, _context: Context
+    ) -> pb.SubmitCertificateResponse:
+        """See issuance.proto."""
+        answer = await self._certification.submit(
+            current_caller().uri, request.request_id, request.name, request.certificate
+        )
+        return pb.SubmitCertificateResponse.FromString(answer)
 
     async def GetIssuance(  # noqa: N802 (the proto's)
         self, request: pb.GetIssuanceRequest, _context: Context

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +20,16 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from appliance import logs
+from appliance import config, logs
 from appliance.api.v1 import delivery_pb2, issuance_pb2, operations_pb2
 from appliance.api.v1.delivery_pb2_grpc import add_DeliveryServiceServicer_to_server
 from appliance.api.v1.issuance_pb2_grpc import add_IssuanceServiceServicer_to_server
 from appliance.api.v1.operations_pb2_grpc import add_OperationsServiceServicer_to_server
-from appliance.config import Settings, Tls, load
-from appliance.errors import ApplianceError, Reason
+from appliance.config import Settings, load
+from appliance.domain.certificate import last_second
+from appliance.domain.profile import CaMode, CertificateProfile
+from appliance.domain.setting import SettingError
+from appliance.issuing.certification import Certification
 from appliance.issuing.delivery import Delivery
 from appliance.issuing.issue import Issuing
 from appliance.issuing.lifecycle import Lifecycle
@@ -37,6 +40,8 @@ from appliance.server import messages
 from appliance.server.access import REFLECTION
 from appliance.server.calls import Calls
 from appliance.server.delivery_service import DeliveryService
+from appliance.server.health import serve_locally
+from appliance.server.identity import Identity
 from appliance.server.issuance_service import IssuanceService
 from appliance.server.operations_service import OperationsService
 from appliance.server.readiness import Readiness
@@ -96,7 +101,9 @@ async def serve(
         ApplianceError: SETTINGS_INVALID, LEDGER_SCHEMA_MISMATCH, LEDGER_UNAVAILABLE.
     """
     front = settings.front
+    profile = settings.profiles[front.profile]
     content_key = _read_content_key(front.content_key_file)
+    identity = Identity(front.tls, clock)
     async with contextlib.AsyncExitStack() as closing:
         ledger = Ledger.open(front.ledger, clock=clock)
         closing.callback(ledger.close)
@@ -107,29 +114,36 @@ async def serve(
             ledger,
             vaults,
             issuers=settings.sim_issuers,
-            profile=settings.profiles[front.profile],
+            profile=profile,
             content_key=content_key,
             clock=clock,
             answer=messages.issue_answer,
+            ca_end=_ca_end(profile),
+            certificate_wait=timedelta(days=front.certificate_wait_days),
+        )
+        certification = Certification(
+            ledger, vaults, content_key=content_key, clock=clock, answer=messages.submit_answer
         )
         delivery = Delivery(
             ledger, vaults, issuers=settings.sim_issuers, content_key=content_key, answer=messages.receipt_answer
         )
         lifecycle = Lifecycle(ledger, content_key=content_key, abandoned=messages.abandon_answer)
         server = grpc.aio.server(interceptors=[calls], options=_SERVER_OPTIONS)
-        add_IssuanceServiceServicer_to_server(IssuanceService(issuing, lifecycle, ledger), server)
+        add_IssuanceServiceServicer_to_server(IssuanceService(issuing, certification, lifecycle, ledger), server)
         add_DeliveryServiceServicer_to_server(DeliveryService(delivery), server)
         add_OperationsServiceServicer_to_server(
-            OperationsService(vaults, ledger, calls, readiness, settings.sim_issuers, clock()), server
+            OperationsService(vaults, ledger, calls, readiness, identity, settings.sim_issuers, clock()), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(readiness.health, server)
         _add_reflection(server)
-        port = _listen(server, front.listen, front.tls)
+        port = _listen(server, front.listen, identity)
         readiness.tell()
         await server.start()
         closing.push_async_callback(server.stop, 0)
-        following = asyncio.create_task(readiness.follow())
-        closing.callback(following.cancel)
+        if front.health_socket:
+            await closing.enter_async_context(serve_locally(readiness.health, front.health_socket))
+        for following in (readiness.follow(), identity.follow(), certification.follow()):
+            closing.callback(asyncio.create_task(following).cancel)
         logs.get().info("front serves", address=front.listen, port=port)
         started(port)
 
@@ -153,10 +167,18 @@ async def _serve_until_signalled(settings: Settings) -> None:
     await serve(settings, stop)
 
 
+def _ca_end(profile: CertificateProfile) -> datetime | None:
+    """The issuing CA's last second, which no certificate outlives; an external CA decides for itself."""
+    return None if profile.ca_mode is CaMode.EXTERNAL else last_second(config.ca_certificate(profile))
+
+
 def _read_content_key(path: Path) -> bytes:
-    key = _read(path, "front.content_key_file")
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise _unusable("content_key_file", f"{path} cannot be read: {error.strerror}.") from None
     if len(key) < MIN_CONTENT_KEY:
-        raise _unusable("front.content_key_file", f"{path.name} has {len(key)} bytes; {MIN_CONTENT_KEY} are needed.")
+        raise _unusable("content_key_file", f"{path.name} has {len(key)} bytes; {MIN_CONTENT_KEY} are needed.")
     return key
 
 
@@ -172,29 +194,12 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     )
 
 
-def _listen(server: grpc.aio.Server, address: str, tls: Tls) -> int:
-    credentials = grpc.ssl_server_credentials(
-        [(_read(tls.key, "front.tls.key"), _read(tls.certificate, "front.tls.certificate"))],
-        root_certificates=_read(tls.client_ca, "front.tls.client_ca"),
-        require_client_auth=True,
-    )
+def _listen(server: grpc.aio.Server, address: str, identity: Identity) -> int:
     try:
-        return server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, identity.credentials())
     except RuntimeError:
-        raise _unusable("front.listen", f"{address} is taken, or the files of front.tls are not usable.") from None
+        raise _unusable("listen", f"{address} is taken, or not an address of this machine.") from None
 
 
-def _read(path: Path, field: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unusable(field, f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _unusable(field: str, detail: str) -> ApplianceError:
-    return ApplianceError(
-        Reason.SETTINGS_INVALID,
-        detail,
-        hint="Correct appliance.toml or what it names.",
-        field=f"appliance.toml: {field}",
-    )
+def _unusable(name: str, detail: str) -> SettingError:
+    return SettingError(f"appliance.toml: front.{name}", detail, "Correct appliance.toml or what it names.")

@@ -5,14 +5,21 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from appliance.apdu.expanded import Coding, command_template
 from appliance.apdu.script import Script
 from appliance.api.v1 import delivery_pb2, issuance_pb2
 from appliance.domain.issuance import IssuanceRecord, State
 from appliance.domain.request import IssueOrder, RequestedCard, RequestedIssue
 from appliance.errors import ApplianceError, Reason
+from appliance.issuing.delivery import Played
 
 _STATES: Final = {issuance_pb2.IssuanceState.Value(f"ISSUANCE_STATE_{state}"): state for state in State}
 _STATE_NUMBERS: Final = {state: number for number, state in _STATES.items()}
+_CODINGS: Final = {
+    delivery_pb2.SCRIPT_FORM_UNSPECIFIED: None,
+    delivery_pb2.SCRIPT_FORM_EXPANDED_DEFINITE: Coding.DEFINITE,
+    delivery_pb2.SCRIPT_FORM_EXPANDED_INDEFINITE: Coding.INDEFINITE,
+}
 
 
 def requested_issue(request: issuance_pb2.IssueRequest) -> RequestedIssue:
@@ -77,6 +84,8 @@ def issuance(record: IssuanceRecord, *, with_package: bool = False) -> issuance_
         package_sha256=record.package_sha256 or b"",
         package=(record.package or b"") if with_package else b"",
         end_reason=record.end_reason,
+        certificate_request=record.certificate_request or b"",
+        certificate_due_time=_timestamp(record.certificate_due) if record.certificate_due else None,
     )
 
 
@@ -93,22 +102,54 @@ def preview(order: IssueOrder) -> issuance_pb2.Issuance:
     )
 
 
-def script(record: IssuanceRecord, rendered: Script, sequence_counter: int) -> delivery_pb2.FetchScriptResponse:
-    """A rendered script in both forms."""
-    commands = [
-        delivery_pb2.ScriptCommand(
-            apdu=command.apdu, expected_status_words=command.expected_sw, purpose=command.purpose
+def requested_coding(form: int) -> Coding | None:
+    """The coding of an expanded form; None for text.
+
+    Raises:
+        ApplianceError: FIELD_INVALID.
+    """
+    if form not in _CODINGS:
+        raise ApplianceError(
+            Reason.FIELD_INVALID,
+            f"Form {form} is not known.",
+            hint="Use a value of ScriptForm, or none for text.",
+            field="form",
         )
-        for command in rendered.commands
-    ]
-    return delivery_pb2.FetchScriptResponse(
-        commands=commands, text=rendered.text(), iccid=record.iccid, sequence_counter=sequence_counter
-    )
+    return _CODINGS[delivery_pb2.ScriptForm.ValueType(form)]
+
+
+def script(
+    record: IssuanceRecord, rendered: Script, sequence_counter: int, coding: Coding | None
+) -> delivery_pb2.FetchScriptResponse:
+    """A rendered script: its commands, and the form that was asked for."""
+    answer = delivery_pb2.FetchScriptResponse(iccid=record.iccid, sequence_counter=sequence_counter)
+    for command in rendered.commands:
+        answer.commands.add(apdu=command.apdu, expected_status_words=command.expected_sw, purpose=command.purpose)
+    if coding is None:
+        answer.text = rendered.text()
+    else:
+        for part in rendered.parts:
+            template = command_template((command.apdu for command in part.addressed), coding)
+            answer.remote_scripts.add(application_aid=part.aid, template=template)
+    return answer
+
+
+def requested_proof(request: delivery_pb2.ReportReceiptRequest) -> bytes | Played:
+    """The receipt, or the played script that brought it, with nothing checked."""
+    if request.WhichOneof("proof") != "played":
+        return request.receipt
+    script = request.played
+    return Played(script.request_id, script.sequence_counter, tuple(script.responses), tuple(script.remote_responses))
 
 
 def issue_answer(record: IssuanceRecord) -> bytes:
     """The answer to Issue, to be stored; never with the package, because it is kept for ever."""
     return issuance_pb2.IssueResponse(issuance=issuance(record)).SerializeToString(deterministic=True)
+
+
+def submit_answer(record: IssuanceRecord) -> bytes:
+    """The answer to SubmitCertificate, to be stored; never with the package."""
+    return issuance_pb2.SubmitCertificateResponse(issuance=issuance(record)).SerializeToString(deterministic=True)
 
 
 def abandon_answer(record: IssuanceRecord) -> bytes:

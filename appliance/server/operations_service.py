@@ -15,6 +15,7 @@ from appliance.domain.keyset import SimIssuer
 from appliance.issuing.vaults import Vaults
 from appliance.ledger import Ledger
 from appliance.server.calls import Calls
+from appliance.server.identity import Identity
 from appliance.server.readiness import Readiness
 from appliance.vault.v1 import vault_pb2
 
@@ -30,6 +31,7 @@ class OperationsService(OperationsServiceServicer):
         ledger: Ledger,
         calls: Calls,
         readiness: Readiness,
+        identity: Identity,
         issuers: Mapping[str, SimIssuer],
         started: datetime,
     ) -> None:
@@ -37,6 +39,7 @@ class OperationsService(OperationsServiceServicer):
         self._ledger = ledger
         self._calls = calls
         self._readiness = readiness
+        self._identity = identity
         self._states = {
             (issuer.name, key_set.kvn): key_set.state for issuer in issuers.values() for key_set in issuer.key_sets
         }
@@ -48,6 +51,8 @@ class OperationsService(OperationsServiceServicer):
     ) -> pb.GetStatusResponse:
         """See operations.proto."""
         ledger = await self._ledger.status()
+        certificate_end = Timestamp()
+        certificate_end.FromDatetime(self._identity.not_after)
         return pb.GetStatusResponse(
             version=_version(),
             ready=self._readiness.ready,
@@ -57,6 +62,7 @@ class OperationsService(OperationsServiceServicer):
             ledger=pb.LedgerStatus(
                 schema_version=ledger.schema_version, issuances=ledger.issuances, audit_entries=ledger.audit_entries
             ),
+            certificate_end_time=certificate_end,
         )
 
     def _vault(self, status: vault_pb2.GetStatusResponse) -> pb.VaultStatus:

@@ -37,6 +37,8 @@ class FakeVault(VaultServiceServicer):
 
     items, channels: what it was asked.
     let_go: while it is cleared, every item is held; `taken` counts those that were begun.
+    external: its profile has an external CA, whose certificates it takes unseen.
+    completions: what it was asked to complete.
     refusal: answered to every item.
     busy: its queue is full.
     broken: it breaks calls without a reason.
@@ -48,6 +50,8 @@ class FakeVault(VaultServiceServicer):
         self.name = name
         self.items: list[pb.IssueItem] = []
         self.channels: list[pb.ChannelItem] = []
+        self.completions: list[pb.CompletionItem] = []
+        self.external = False
         self.let_go = asyncio.Event()
         self.let_go.set()
         self.taken = asyncio.Semaphore(0)
@@ -84,7 +88,28 @@ class FakeVault(VaultServiceServicer):
                 self._dying = asyncio.create_task(self.die())
                 await asyncio.Event().wait()
             package = package_for(item)[: -1 if self.truncates else None]
-            yield pb.IssueResponse(failure=failure) if failure else pb.IssueResponse(package=package)
+            if failure:
+                yield pb.IssueResponse(failure=failure)
+            elif self.external:
+                yield pb.IssueResponse(pending=pending_for(item))
+            else:
+                yield pb.IssueResponse(package=package)
+
+    async def CompletePackages(  # noqa: N802 (the proto's)
+        self, request: pb.CompletePackagesRequest, context: Context
+    ) -> AsyncIterator[pb.CompletePackagesResponse]:
+        for item in request.items:
+            failure = await self._handle(context)
+            self.completions.append(item)
+            self.taken.release()
+            await self.let_go.wait()
+            made = SimPackage(Header.decode(item.header), item.wrapped_key, item.certificate, bytes(16)).encode()
+            package = made[: -1 if self.truncates else None]
+            yield (
+                pb.CompletePackagesResponse(failure=failure)
+                if failure
+                else pb.CompletePackagesResponse(package=package)
+            )
 
     async def OpenChannels(  # noqa: N802 (the proto's)
         self, request: pb.OpenChannelsRequest, context: Context
@@ -139,6 +164,17 @@ def package_for(item: pb.IssueItem) -> bytes:
         key_type=KeyType(item.key_type),
     )
     return replace(known, header=header).encode()
+
+
+def pending_for(item: pb.IssueItem) -> pb.PendingPackage:
+    """The same, waiting for its certificate."""
+    sealed = SimPackage.decode(package_for(item))
+    return pb.PendingPackage(
+        header=sealed.header.encode(),
+        wrapped_key=sealed.wrapped,
+        interim_mac=b"interim mac 16 b",
+        certificate_request=b"request for " + item.subject_common_name.encode(),
+    )
 
 
 def good_receipt(header: bytes, certificate: bytes) -> bytes:

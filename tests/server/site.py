@@ -64,35 +64,39 @@ _IDENTITIES: dict[str, Iterable[str]] = {
 
 def make_identities(directory: Path) -> None:
     """A CA, a server and one client for each of `_IDENTITIES`, and a client `foreign` of another CA."""
-    ca, foreign = _Authority("ca"), _Authority("foreign ca")
+    ca, foreign = Authority("ca"), Authority("foreign ca")
     (directory / "ca.pem").write_bytes(ca.certificate.public_bytes(Encoding.PEM))
     ca.issue(directory, "server", [x509.DNSName("localhost")])
+    ca.issue(directory, "issuing-ca", [], days=3650)
     for name, uris in _IDENTITIES.items():
         ca.issue(directory, name, [x509.UniformResourceIdentifier(uri) for uri in uris])
     foreign.issue(directory, "foreign", [x509.UniformResourceIdentifier(ISSUER)])
 
 
-class _Authority:
+class Authority:
+    """A CA whose key is forgotten with the object."""
+
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name)
         self.certificate = self._sign(self._name, self._key.public_key(), x509.BasicConstraints(True, 0))
 
-    def issue(self, directory: Path, name: str, names: list[x509.GeneralName]) -> None:
+    def issue(self, directory: Path, name: str, names: list[x509.GeneralName], days: int = 1) -> None:
+        """Writes NAME.pem, valid for so many days from an hour ago, and NAME.key."""
         key = ec.generate_private_key(ec.SECP256R1())
         extension = x509.SubjectAlternativeName(names or [x509.DNSName("nobody")])
-        certificate = self._sign(_name(name), key.public_key(), extension)
+        certificate = self._sign(_name(name), key.public_key(), extension, days)
         (directory / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
         (directory / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType, days: int = 1
     ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
+        start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
         return (
             x509.CertificateBuilder(self._name, subject, key, x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(start)
+            .not_valid_after(start + datetime.timedelta(days=days))
             .add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
             .sign(self._key, hashes.SHA256())
         )
@@ -129,7 +133,7 @@ def settings(directory: Path, tls: Path, sockets: Path) -> Settings:
         ocsp_url="",
         ca_issuers_url="",
         ca_label="CA",
-        ca_certificate=tls / "ca.pem",
+        ca_certificate=tls / "issuing-ca.pem",
     )
     return Settings(
         environment=Environment.DEMO,

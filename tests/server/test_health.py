@@ -12,8 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from appliance.server.health import Health
-from appliance.server.readiness import FOLLOWING
+from appliance.server.health import FOLLOWING, Health
 
 from .fake_vault import FakeVault
 from .site import WAIT, Front, until_ready

@@ -24,8 +24,9 @@ from appliance.errors import ApplianceError, Reason
 from appliance.issuing.vaults import Vaults
 from appliance.ledger import Ledger
 from appliance.server.calls import Calls
+from appliance.server.health import FOLLOWING
 from appliance.server.main import serve
-from appliance.server.readiness import FOLLOWING, Readiness
+from appliance.server.readiness import Readiness
 
 from .fake_vault import K_ENC, FakeVault
 from .site import ACTIVATION_CODE, CLIENTS, ISSUER, TSM_A, WAIT, Front, request, serving, until_ready, with_front
@@ -106,7 +107,7 @@ async def test_a_stopping_front_finishes_an_issuance_whose_caller_has_left(front
     [
         (lambda s: s.front.content_key_file.write_bytes(bytes(31)), "front.content_key_file"),
         (lambda s: s.front.content_key_file.unlink(), "front.content_key_file"),
-        (lambda s: s.front.tls.key.write_bytes(b"no key"), "front.listen"),
+        (lambda s: s.front.tls.key.write_bytes(b"no key"), "front.tls.key"),
         (lambda s: s.front.tls.client_ca.unlink(), "front.tls.client_ca"),
     ],
 )

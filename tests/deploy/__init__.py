@@ -1,0 +1,1 @@
+"""What the deployed system rests on: users and modes, units, the image."""
