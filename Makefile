@@ -1,20 +1,23 @@
 # Two commands for a newcomer on Debian 12: `make demo` and `make test`. Each installs what it lacks and can be repeated.
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench stubs clean packages-demo packages-test
+.PHONY: help demo test lock fuzz soak bench stubs clean packages-demo packages-test
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES_DEMO := python3-venv softhsm2 openssl
 PACKAGES_TEST := $(PACKAGES_DEMO) gcc libc6-dev libp11-kit-dev pkg-config pcscd vsmartcard-vpcd opensc pcsc-tools \
-	iproute2 util-linux
+	iproute2 util-linux libnss3 opencryptoki p11-kit-modules systemd uidmap
 PROTOS := $(shell find proto -name '*.proto')
 
 help:
 	@echo "make demo    issue 12 keys into virtual SIMs on a throwaway HSM token, and verify them"
 	@echo "make test    every check: lint, types, import rules, stub freshness, all tests"
+	@echo "make fuzz    search for inputs that break a promise: FUZZ_RUNS executions of each target of tests/fuzz"
+	@echo "make soak    kill processes and fill disks for SOAK_SECONDS, at random, and the tests too long for make test"
 	@echo "make bench   measure Issue, FetchScript and ReportReceipt on this machine"
 	@echo "make stubs   generate the gRPC stubs from proto/"
+	@echo "make lock    write requirements.lock, what the images install, from pyproject.toml"
 	@echo "make clean   remove build/ and caches"
 
 demo: packages-demo $(VENV)/installed
@@ -27,12 +30,23 @@ test: packages-test $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 $(PYTEST_OPTIONS)
 
+fuzz: packages-demo $(VENV)/installed-fuzz
+	$(BIN)/python -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS)) $(FUZZ_TARGETS)
+
+soak: packages-test $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 -m soak $(PYTEST_OPTIONS)
+	$(BIN)/python -m tests.path.random_kills --seconds $(or $(SOAK_SECONDS),600)
+
 bench: packages-demo $(VENV)/installed
 	$(BIN)/python -m tests.bench.issue
 
 stubs: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+lock: $(VENV)/installed-dev
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe \
+		--all-build-deps --strip-extras --no-annotate --no-emit-options --output-file requirements.lock pyproject.toml
 
 packages-demo:
 	@sh .ci/packages $(PACKAGES_DEMO)
@@ -52,6 +66,11 @@ $(VENV)/installed-dev: pyproject.toml setup.py | $(BIN)/python
 	@echo "Installing Python packages into $(VENV)"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-fuzz: $(VENV)/installed-dev
+	@echo "Installing atheris into $(VENV)"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	@touch $@
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -93,6 +93,7 @@ def test_limits_that_are_not_named_have_their_defaults(copy: Path, edit: Edit) -
         (MAIN, "other = 10", "other = 0", "vault.limits[...]"),
         (MAIN, 'token_serial = "0123456789abcdef"', "", "module"),
         (MAIN, 'token_label = "JPKI-ISSUANCE-1"', 'token_label = ""', "module.token_label"),
+        (MAIN, 'arguments = ""', "arguments = 7", "module.arguments"),
         (MAIN, 'path = "/usr/lib/softhsm/libsofthsm2.so"', 'path = ""', "module.path"),
         (MAIN, "[vault]", "[vaults]", "vault"),
         (MAIN, 'environment = "production"', "", ""),

@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "hsm_config").glob("*.md")],
     key=lambda path: path.relative_to(ROOT),
 )
-ONLY_HERE = {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "hsm_config/README.md"}
+ONLY_HERE = {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "hsm_config/README.md"}
 """Where a path in code style is one of this repository's; elsewhere it may be a SIM's or a specification's."""
 AT_START = ENDING | {Reason.CERTIFICATE_REFUSED}
 """What can keep a vault from starting: faults of the token, and what the settings name."""
@@ -94,6 +94,13 @@ def test_paths_of_this_repository_exist(document: str) -> None:
     spans = re.findall(r"`((?:appliance|tests|proto|hsm_config|docs|\.ci)/[\w./-]*)`", path.read_text("utf-8"))
     files = [word for call in calls(path, "pytest") for word in call if "/" in word]
     assert [named for named in (*spans, *files) if not (ROOT / named).exists()] == []
+
+
+def test_every_claim_of_security_names_tests_that_stand() -> None:
+    table = (ROOT / "SECURITY.md").read_text("utf-8").partition("## Claims")[2].partition("\n## ")[0]
+    claims = re.findall(r"^\| (?!claim|---)(.*?) \|.*\| ([^|]*) \|$", table, flags=re.MULTILINE)
+    assert len(claims) > 10
+    assert [claim for claim, shown in claims if "`tests/" not in shown] == []
 
 
 def test_every_room_is_in_the_table_of_rooms() -> None:
