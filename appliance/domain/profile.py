@@ -16,6 +16,8 @@ MAX_COMMON_NAME: Final = 64
 
 _OID: Final = re.compile(r"(?!.{65})(?:[01]\.[1-3]?[0-9]|2\.(?:0|[1-9][0-9]*))(?:\.(?:0|[1-9][0-9]*))*")
 """ITU-T X.660: below the arcs 0 and 1 stand 0 to 39. Readers of certificates take no longer ones than 63 bytes."""
+_ARCS: Final = range((1 << 128) - 80)
+"""What readers of certificates hold in an arc; a UUID is one (X.667), and 80 is added to the second."""
 _VALIDITY_DAYS: Final = range(1, 3661)
 """Ten years: twice what the law gives a certificate, to catch a slip of the pen."""
 _LABEL: Final = r"(?!xn--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -83,7 +85,7 @@ class CertificateProfile:
         for field in ("policy_oid", "extended_key_usage"):
             value = getattr(self, field)
             for oid in (value,) if isinstance(value, str) else value:
-                if not _OID.fullmatch(oid):
+                if not _OID.fullmatch(oid) or any(int(arc) not in _ARCS for arc in oid.split(".")):
                     raise SettingError(field, f"{oid!r} is no object identifier.", "Write it dotted: 1.2.392.…")
         for field in ("crl_url", "ocsp_url", "ca_issuers_url", "cps_url"):
             url = getattr(self, field)

@@ -33,6 +33,11 @@ def test_the_common_name_matches_in_full() -> None:
     assert not PROFILE.allows_common_name("997794E9")
 
 
+@pytest.mark.parametrize("oid", ["1.2", "0.39.0", f"2.25.{(1 << 128) - 81}", f"2.{(1 << 128) - 81}"])
+def test_an_object_identifier_that_certificates_can_have_is_accepted(oid: str) -> None:
+    assert replace(PROFILE, policy_oid=oid, extended_key_usage=(oid,)).policy_oid == oid
+
+
 def test_a_common_name_is_no_longer_and_no_shorter_than_x509_permits() -> None:
     lax = replace(PROFILE, common_name_pattern="9*")
     assert [lax.allows_common_name("9" * length) for length in (0, 1, 64, 65)] == [False, True, True, False]
@@ -62,7 +67,8 @@ def test_an_external_ca_needs_no_label() -> None:
         ("policy_oid", {"policy_oid": "1.2.392."}),
         ("policy_oid", {"policy_oid": "3.1"}),
         ("policy_oid", {"policy_oid": "1.40"}),
-        ("policy_oid", {"policy_oid": "1.2." + "9" * 61}),
+        ("policy_oid", {"policy_oid": "1.2" + ".1" * 31}),
+        ("policy_oid", {"policy_oid": f"2.25.{1 << 128}"}),
         ("extended_key_usage", {"extended_key_usage": ("clientAuth",)}),
         ("crl_url", {"crl_url": "https://crl.example.jp/a.crl"}),
         ("ocsp_url", {"ocsp_url": "http://"}),

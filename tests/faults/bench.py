@@ -92,7 +92,10 @@ def bench(directory: Path, module: Path) -> Iterator[Bench]:
         shim = Shim(directory / "shim")
         environment.update(shim.environment(MODULE))
         made = Bench(dataclasses.replace(site, module=dataclasses.replace(site.module, path=str(module))), shim)
-        hook, sys.unraisablehook = sys.unraisablehook, lambda unraised: made.unraisable.append(repr(unraised.exc_value))
+        hook, sys.unraisablehook = (
+            sys.unraisablehook,
+            lambda unraised: made.unraisable.append(type(unraised.exc_value).__name__),
+        )
         try:
             yield made
         finally:

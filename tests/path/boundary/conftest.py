@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -33,8 +34,6 @@ from .rules import Run, Sealing, header_sha256
 
 Answer = TypeVar("Answer", bound=Message)
 KEY_TYPES = (pb.KEY_TYPE_RSA_2048, pb.KEY_TYPE_EC_P256, pb.KEY_TYPE_EC_P384)
-RECYCLE_AFTER = 4
-"""Items; so that some vaults end in good order within the run."""
 
 
 @dataclass
@@ -75,6 +74,7 @@ class FullRun:
         for key_type in KEY_TYPES:
             request, issuance = self.issue(key_type)
             self.deliver(request, issuance)
+            self.replace_a_vault()
         _, waiting = self.issue(pb.KEY_TYPE_EC_P256)
         self.kept.append(self.erased.pop())
         self.refuse(waiting)
@@ -84,12 +84,17 @@ class FullRun:
         self.take(self.site.caller("operator").status())
         done = self.site.run("ledger", "backup", str(self.backup))
         assert done.returncode == 0, done.stderr
-        until(self._all_serve, "those that were recycled have been replaced")
         self.history = History(self.site.shim.log())
 
-    def _all_serve(self) -> bool:
-        vaults = self.site.caller("operator").status().vaults
-        return len(vaults) == 2 and all(vault.items_done < RECYCLE_AFTER for vault in vaults)
+    def replace_a_vault(self) -> None:
+        """One ends in good order, and another takes its slot."""
+        vaults = self.site.vaults
+        assert vaults
+        slot, pid = min(vaults.pids().items(), key=lambda vault: vault[1])
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: vaults.pids().get(slot, pid) != pid, "another vault takes the slot")
+        operator = self.site.caller("operator")
+        until(lambda: len(operator.status().vaults) == 2, "both vaults serve")
 
     def issue(self, key_type: int) -> tuple[pb.IssueRequest, pb.Issuance]:
         """A new issuance, asked for twice, whose package is then known."""
@@ -191,14 +196,14 @@ def full_run(site: Site, ca: ForeignCa | None = None) -> Iterator[FullRun]:
 def run(demo: Path, shim_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullRun]:
     """With the issuing CA on the token."""
     directory = tmp_path_factory.mktemp("s") / "s"
-    with full_run(Site(demo, directory, shim_module, count=2, recycle_after=RECYCLE_AFTER)) as full:
+    with full_run(Site(demo, directory, shim_module, count=2)) as full:
         yield full
 
 
 @pytest.fixture(scope="session")
 def external_run(demo: Path, shim_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullRun]:
     """With an external one."""
-    site = Site(demo, tmp_path_factory.mktemp("s") / "s", shim_module, count=2, recycle_after=RECYCLE_AFTER)
+    site = Site(demo, tmp_path_factory.mktemp("s") / "s", shim_module, count=2)
     ca = ForeignCa()
     leave_certificates_to(ca, site)
     with full_run(site, ca) as full:
