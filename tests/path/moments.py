@@ -39,12 +39,16 @@ class Moment(StrEnum):
 
 @dataclass
 class Standing:
-    """A call that stands; `slot` is that of the vault it was given to, None where that has not happened yet."""
+    """A call that stands; `slot` is that of the vault it was given to, None where that has not happened yet.
+
+    `surely_begun`: whether the front has certainly taken it. One that it has not may be refused, with nothing reserved.
+    """
 
     moment: Moment
     request: IssueRequest
     call: Any
     slot: int | None = None
+    surely_begun: bool = True
 
 
 class Stage:
@@ -117,11 +121,11 @@ class Stage:
         second = self._in_module(Moment.WRAP, types[Moment.WRAP], WRAP)
         assert {first.slot, second.slot} == {0, 1}
         self._commit(_AFTER_A_COMMIT, goes_on[Moment.CLIENT])
-        # The committer stands: what comes to it now has not begun.
         answered = self._answered()
         goes_on[Moment.COMPLETION].set()
         until(lambda: self._answered() == answered + 1, "the front has the answer")
-        self._begin(Moment.RESERVATION, types[Moment.RESERVATION])
+        # The committer stands: whether this one waits for it already, or is on its way to the front, nobody can see.
+        self._begin(Moment.RESERVATION, types[Moment.RESERVATION]).surely_begun = False
 
     def _begin(self, moment: Moment, key_type: int) -> Standing:
         request = issue_request(key_type)
