@@ -22,7 +22,7 @@ LABEL org.opencontainers.image.title="JPKI SIM issuance appliance" \
     org.opencontainers.image.description="HSM-backed issuance of JPKI user authentication keys and certificates into SIMs"
 # Numbers, because containers that share a volume share no list of users. The socket directory is as a volume begins.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 \
+    && apt-get install --yes --no-install-recommends python3 libssl3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
     && groupadd --gid 10001 jpki-vaults \
     && groupadd --gid 10002 jpki-front \

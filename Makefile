@@ -5,10 +5,12 @@
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES_DEMO := python3-venv softhsm2 openssl
-PACKAGES_TEST := $(PACKAGES_DEMO) gcc libc6-dev libp11-kit-dev pkg-config pcscd vsmartcard-vpcd opensc pcsc-tools \
+PACKAGES_DEMO := python3-venv python3-dev gcc libc6-dev libssl-dev pkg-config softhsm2 openssl
+PACKAGES_TEST := $(PACKAGES_DEMO) libp11-kit-dev pcscd vsmartcard-vpcd opensc pcsc-tools \
 	iproute2 util-linux libnss3 opencryptoki p11-kit-modules systemd uidmap
 PROTOS := $(shell find proto -name '*.proto')
+# What an installation is made of; the rest is read where it stands.
+BUILD := pyproject.toml setup.py $(wildcard appliance/apdu/engine/*.[ch])
 
 help:
 	@echo "make demo    issue 12 keys into virtual SIMs on a throwaway HSM token, and verify them"
@@ -57,12 +59,14 @@ packages-test:
 $(BIN)/python: | packages-demo
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/installed: $(BUILD) | $(BIN)/python
+	@$(BIN)/python -W ignore setup.py --quiet --name >/dev/null
 	@echo "Installing Python packages into $(VENV)"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/installed-dev: $(BUILD) | $(BIN)/python
+	@$(BIN)/python -W ignore setup.py --quiet --name >/dev/null
 	@echo "Installing Python packages into $(VENV)"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/installed

@@ -5,22 +5,30 @@ wrong response is named and nothing behind it is looked at. At levels without R-
 unprotected; the receipt carries its own proof at every level.
 """
 
-import hmac
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from appliance.apdu import engine
 from appliance.apdu.expanded import responses as responses_in
-from appliance.apdu.scp03 import InitializeUpdateResponse, SecureChannel, card_cryptogram
+from appliance.apdu.scp03 import InitializeUpdateResponse
 from appliance.apdu.script import Channel, Command, Script
 from appliance.errors import ApplianceError, Reason
 
 INITIALIZE_UPDATE: Final = 0x50
-EXTERNAL_AUTHENTICATE: Final = 0x82
 GET_DATA: Final = 0xCA
 
 _SECURE_MESSAGING: Final = 0x04
+_FOREIGN_KEYS: Final = "The card's challenge and cryptogram are not those of the SIM's keys in this script's session."
 _HELD_BACK: Final = (0x61, 0x6C)
 """SW1 of a T=0 card whose response data waits for GET RESPONSE, or for the right Le (ISO/IEC 7816-3, 12.2)."""
+
+
+class Opening(NamedTuple):
+    """What the SIM tells of itself when it opens the session: 10 bytes, the SCP03 parameter, and its counter."""
+
+    kdd: bytes
+    i: int
+    sequence_counter: int
 
 
 class Exchange(NamedTuple):
@@ -64,48 +72,33 @@ def remote_exchanges(script: Script, templates: Sequence[bytes], field: str) -> 
     return answered
 
 
-def receipt_in(answered: Sequence[Exchange], channel: Channel, opening: InitializeUpdateResponse) -> bytes:
+def receipt_in(answered: Sequence[Exchange], channel: Channel, opening: Opening) -> bytes:
     """The receipt, once every response is the one that this session's SIM gives.
 
     Args:
         answered: the whole script.
         channel: with which it was rendered.
-        opening: what the SIM answers to INITIALIZE UPDATE; see `opening_of`.
+        opening: of the session for which it was rendered.
 
     Raises:
         ApplianceError: SCRIPT_INCOMPLETE where a response is missing or has an unexpected status word,
             RESPONSE_REJECTED where one is malformed, another session's, or does not verify.
     """
-    session = SecureChannel(channel.keys, channel.level, channel.mode)
+    plain = _plain(answered, channel)
     counted = False
     receipt = b""
     for exchange in answered:
-        header = exchange.command.apdu[:2]
-        if header[1] == EXTERNAL_AUTHENTICATE:
-            session.external_authenticate(channel.host_challenge, channel.card_challenge)
-        elif header[0] & _SECURE_MESSAGING:
-            session.follow(exchange.command.apdu)
-            exchange = _unwrapped(session, exchange)
-        data = _data(exchange, opening.sequence_counter if counted else None)
-        if header[1] == INITIALIZE_UPDATE:
-            _check_opening(exchange, data, opening)
+        instruction = exchange.command.apdu[1]
+        response = plain.get(exchange.number, exchange.response)
+        if isinstance(response, ApplianceError):
+            raise _rejected(exchange, response.detail) from response
+        data = _data(exchange._replace(response=response), opening.sequence_counter if counted else None)
+        if instruction == INITIALIZE_UPDATE:
+            _check_opening(exchange, data, opening, channel)
             counted = True
-        elif header[1] == GET_DATA:
+        elif instruction == GET_DATA:
             receipt += data
     return receipt
-
-
-def opening_of(channel: Channel, *, kdd: bytes, i: int, sequence_counter: int) -> InitializeUpdateResponse:
-    """What the SIM with these keys answers to the script's INITIALIZE UPDATE.
-
-    Args:
-        channel: with which the script was rendered.
-        kdd: key diversification data, 10 bytes.
-        i: the SCP03 parameter of the key set.
-        sequence_counter: for which the script was rendered.
-    """
-    cryptogram = card_cryptogram(channel.keys.s_mac, channel.host_challenge, channel.card_challenge)
-    return InitializeUpdateResponse(kdd, channel.kvn, i, channel.card_challenge, cryptogram, sequence_counter)
 
 
 def _paired(
@@ -116,13 +109,13 @@ def _paired(
     return zip(commands, (*responses, *[None] * (len(commands) - len(responses))), strict=True)
 
 
-def _unwrapped(session: SecureChannel, exchange: Exchange) -> Exchange:
-    if exchange.response is None:
-        return exchange
-    try:
-        return exchange._replace(response=session.unwrap(exchange.response))
-    except ApplianceError as refusal:
-        raise _rejected(exchange, refusal.detail) from refusal
+def _plain(answered: Sequence[Exchange], channel: Channel) -> dict[int, bytes | ApplianceError]:
+    """Responses inside the channel in plain, by their commands' numbers, up to the first that is not right."""
+    secured = [exchange for exchange in answered if exchange.command.apdu[0] & _SECURE_MESSAGING]
+    commands = [exchange.command.apdu for exchange in secured]
+    inside = {exchange.number: exchange.response for exchange in secured[1:] if exchange.response is not None}
+    plain = engine.unwrap(channel.keys, channel.level, channel.mode, commands, list(inside.values()))
+    return dict(zip(inside, plain, strict=False))
 
 
 def _data(exchange: Exchange, counter: int | None) -> bytes:
@@ -137,7 +130,7 @@ def _data(exchange: Exchange, counter: int | None) -> bytes:
     return data
 
 
-def _check_opening(exchange: Exchange, data: bytes, expected: InitializeUpdateResponse) -> None:
+def _check_opening(exchange: Exchange, data: bytes, expected: Opening, channel: Channel) -> None:
     """What explains most comes first: another SIM or key set, another session of the right one, other keys."""
     try:
         answered = InitializeUpdateResponse.decode(data)
@@ -146,17 +139,20 @@ def _check_opening(exchange: Exchange, data: bytes, expected: InitializeUpdateRe
     if answered.kdd != expected.kdd:
         problem = f"The key diversification data is {answered.kdd.hex().upper()}, not {expected.kdd.hex().upper()}."
         raise _rejected(exchange, problem)
-    if (answered.kvn, answered.i) != (expected.kvn, expected.i):
-        problem = f"KVN {answered.kvn:02X} and i {answered.i:02X} are not the key set's {expected.kvn:02X} and "
+    if (answered.kvn, answered.i) != (channel.kvn, expected.i):
+        problem = f"KVN {answered.kvn:02X} and i {answered.i:02X} are not the key set's {channel.kvn:02X} and "
         raise _rejected(exchange, f"{problem}{expected.i:02X}.")
     if answered.sequence_counter != expected.sequence_counter:
         what = f"was answered with sequence counter {answered.sequence_counter}, not {expected.sequence_counter}"
         raise _incomplete(exchange, what, answered.sequence_counter)
-    cryptogram = hmac.compare_digest(answered.card_cryptogram, expected.card_cryptogram)
-    if answered.card_challenge != expected.card_challenge or not cryptogram:
-        raise _rejected(
-            exchange, "The card's challenge and cryptogram are not those of the SIM's keys in this script's session."
+    if answered.card_challenge != channel.card_challenge:
+        raise _rejected(exchange, _FOREIGN_KEYS)
+    try:
+        engine.verify_card_cryptogram(
+            channel.keys.s_mac, channel.host_challenge, answered.card_challenge, answered.card_cryptogram
         )
+    except ApplianceError as refusal:
+        raise _rejected(exchange, _FOREIGN_KEYS) from refusal
 
 
 def _incomplete(exchange: Exchange, what: str, counter: int | None, status: int | None = None) -> ApplianceError:

@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from appliance.apdu import expanded, played
+from appliance.apdu import engine, expanded, played, script
+from appliance.apdu.engine import Form, Order, Route
 from appliance.apdu.scp03 import Mode
-from appliance.apdu.script import MAX_COMMANDS, RECEIPT_PART, Channel, Script, render
+from appliance.apdu.script import MAX_COMMANDS, RECEIPT_PART, Channel
 from appliance.domain import keyset
 from appliance.domain.derivation import MAX_SEQUENCE_COUNTER
 from appliance.domain.issuance import IssuanceRecord, Move, next_state, not_found
@@ -60,9 +61,15 @@ class Delivery:
         self._challenge = challenge
 
     async def fetch_script(
-        self, client: str, sim_issuers: Collection[str], request_id: str, name: str, sequence_counter: int
-    ) -> tuple[IssuanceRecord, Script]:
-        """The script for one value of the SIM's sequence counter; the same request gets the same bytes.
+        self,
+        client: str,
+        sim_issuers: Collection[str],
+        request_id: str,
+        name: str,
+        sequence_counter: int,
+        forms: Collection[Form],
+    ) -> tuple[IssuanceRecord, dict[Form, bytes]]:
+        """The script for one value of the SIM's sequence counter, in these forms; the same request gets the same bytes.
 
         Args:
             client: URI of the caller.
@@ -85,7 +92,8 @@ class Delivery:
                 client, request_id, digest, issuance, self._challenge(length)
             )
             channel = await self._open(record, sequence_counter, host_challenge)
-        return record, _rendered(record, channel)
+        order = _order(record, channel)
+        return record, {form: engine.render_one(order, form) for form in forms}
 
     async def report_receipt(
         self, client: str, sim_issuers: Collection[str], request_id: str, name: str, proof: bytes | Played
@@ -123,10 +131,10 @@ class Delivery:
             raise
         return await self._ledger.activate(client, request_id, digest, issuance, self._answer)
 
-    async def _receipt_played(self, client: str, record: IssuanceRecord, script: Played) -> bytes:
+    async def _receipt_played(self, client: str, record: IssuanceRecord, proof: Played) -> bytes:
         """The receipt among the responses, after the session in them was checked while there is a package to do it."""
-        digest = self._script_digest(record.id, script.sequence_counter)
-        host_challenge = await self._ledger.host_challenge(client, script.request_id, digest)
+        digest = self._script_digest(record.id, proof.sequence_counter)
+        host_challenge = await self._ledger.host_challenge(client, proof.request_id, digest)
         if host_challenge is None:
             raise ApplianceError(
                 Reason.FIELD_INVALID,
@@ -135,19 +143,18 @@ class Delivery:
                 field="played.request_id",
             )
         if record.package is None:
-            return _last_parts(record, script)
+            return _last_parts(record, proof)
         with self._vaults.admit():
-            channel = await self._open(record, script.sequence_counter, host_challenge)
-        rendered = _rendered(record, channel)
-        if script.remote_responses:
-            answered = played.remote_exchanges(rendered, script.remote_responses, "played.remote_responses")
+            channel = await self._open(record, proof.sequence_counter, host_challenge)
+        rendered = script.render(record.package, record.key_type, record.applet_aid, channel)
+        if proof.remote_responses:
+            answered = played.remote_exchanges(rendered, proof.remote_responses, "played.remote_responses")
         else:
-            answered = played.exchanges(rendered, script.responses, "played.responses")
-        opening = played.opening_of(
-            channel,
+            answered = played.exchanges(rendered, proof.responses, "played.responses")
+        opening = played.Opening(
             kdd=Iccid.parse(record.iccid).ef_coding,
             i=self._channel_of(record).i_byte,
-            sequence_counter=script.sequence_counter,
+            sequence_counter=proof.sequence_counter,
         )
         return played.receipt_in(answered, channel, opening)
 
@@ -177,15 +184,17 @@ class Delivery:
         return record
 
 
-def _rendered(record: IssuanceRecord, channel: Channel) -> Script:
-    return render(record.package or b"", record.key_type, record.applet_aid, channel)
+def _order(record: IssuanceRecord, channel: Channel) -> Order:
+    route = Route(channel.ssd_aid, record.applet_aid, channel.kvn, channel.level, channel.mode, record.key_type)
+    keys = channel.keys
+    return Order(route, record.package or b"", channel.host_challenge, channel.card_challenge, keys.s_enc, keys.s_mac)
 
 
-def _last_parts(record: IssuanceRecord, script: Played) -> bytes:
+def _last_parts(record: IssuanceRecord, proof: Played) -> bytes:
     """What GET DATA answered, without a check of the session around it: receipts are asked for last."""
-    responses = script.responses
-    if script.remote_responses:
-        responses = expanded.responses(script.remote_responses[-1], "played.remote_responses")
+    responses = proof.responses
+    if proof.remote_responses:
+        responses = expanded.responses(proof.remote_responses[-1], "played.remote_responses")
     parts = -(-RECEIPT_LENGTHS[record.key_type] // RECEIPT_PART)
     return b"".join(response[:-2] for response in responses[-parts:])
 

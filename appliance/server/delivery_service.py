@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 
+from appliance.apdu.engine import Form
 from appliance.api.v1 import delivery_pb2 as pb
 from appliance.api.v1.delivery_pb2_grpc import DeliveryServiceServicer
 from appliance.issuing.delivery import Delivery
@@ -23,11 +24,16 @@ class DeliveryService(DeliveryServiceServicer):
         self, request: pb.FetchScriptRequest, _context: Context
     ) -> pb.FetchScriptResponse:
         """See delivery.proto."""
-        caller, coding = current_caller(), messages.requested_coding(request.form)
-        record, script = await self._delivery.fetch_script(
-            caller.uri, caller.sim_issuers, request.request_id, request.issuance, request.sequence_counter
+        caller, form = current_caller(), messages.requested_form(request.form)
+        record, written = await self._delivery.fetch_script(
+            caller.uri,
+            caller.sim_issuers,
+            request.request_id,
+            request.issuance,
+            request.sequence_counter,
+            (Form.COMMANDS, form),
         )
-        return messages.script(record, script, request.sequence_counter, coding)
+        return messages.script(record, request.sequence_counter, written)
 
     async def ReportReceipt(  # noqa: N802 (the proto's)
         self, request: pb.ReportReceiptRequest, _context: Context

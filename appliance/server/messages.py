@@ -1,12 +1,12 @@
 """Records as messages of the public API, and requests as the values that the domain validates."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from appliance.apdu.expanded import Coding, command_template
-from appliance.apdu.script import Script
+from appliance.apdu.engine import Form
 from appliance.api.v1 import delivery_pb2, issuance_pb2
 from appliance.domain.issuance import IssuanceRecord, State
 from appliance.domain.request import IssueOrder, RequestedCard, RequestedIssue
@@ -15,10 +15,10 @@ from appliance.issuing.delivery import Played
 
 _STATES: Final = {issuance_pb2.IssuanceState.Value(f"ISSUANCE_STATE_{state}"): state for state in State}
 _STATE_NUMBERS: Final = {state: number for number, state in _STATES.items()}
-_CODINGS: Final = {
-    delivery_pb2.SCRIPT_FORM_UNSPECIFIED: None,
-    delivery_pb2.SCRIPT_FORM_EXPANDED_DEFINITE: Coding.DEFINITE,
-    delivery_pb2.SCRIPT_FORM_EXPANDED_INDEFINITE: Coding.INDEFINITE,
+_FORMS: Final = {
+    delivery_pb2.SCRIPT_FORM_UNSPECIFIED: Form.TEXT,
+    delivery_pb2.SCRIPT_FORM_EXPANDED_DEFINITE: Form.EXPANDED_DEFINITE,
+    delivery_pb2.SCRIPT_FORM_EXPANDED_INDEFINITE: Form.EXPANDED_INDEFINITE,
 }
 
 
@@ -102,35 +102,32 @@ def preview(order: IssueOrder) -> issuance_pb2.Issuance:
     )
 
 
-def requested_coding(form: int) -> Coding | None:
-    """The coding of an expanded form; None for text.
+def requested_form(form: int) -> Form:
+    """How a script is to be written beside its commands.
 
     Raises:
         ApplianceError: FIELD_INVALID.
     """
-    if form not in _CODINGS:
+    if form not in _FORMS:
         raise ApplianceError(
             Reason.FIELD_INVALID,
             f"Form {form} is not known.",
             hint="Use a value of ScriptForm, or none for text.",
             field="form",
         )
-    return _CODINGS[delivery_pb2.ScriptForm.ValueType(form)]
+    return _FORMS[delivery_pb2.ScriptForm.ValueType(form)]
 
 
 def script(
-    record: IssuanceRecord, rendered: Script, sequence_counter: int, coding: Coding | None
+    record: IssuanceRecord, sequence_counter: int, written: Mapping[Form, bytes]
 ) -> delivery_pb2.FetchScriptResponse:
     """A rendered script: its commands, and the form that was asked for."""
     answer = delivery_pb2.FetchScriptResponse(iccid=record.iccid, sequence_counter=sequence_counter)
-    for command in rendered.commands:
-        answer.commands.add(apdu=command.apdu, expected_status_words=command.expected_sw, purpose=command.purpose)
-    if coding is None:
-        answer.text = rendered.text()
-    else:
-        for part in rendered.parts:
-            template = command_template((command.apdu for command in part.addressed), coding)
-            answer.remote_scripts.add(application_aid=part.aid, template=template)
+    for form, content in written.items():
+        if form is Form.TEXT:
+            answer.text = content.decode("ascii")
+        else:
+            answer.MergeFromString(content)
     return answer
 
 

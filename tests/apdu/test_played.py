@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.apdu.expanded import Coding, command_template
-from appliance.apdu.played import exchanges, opening_of, receipt_in, remote_exchanges
+from appliance.apdu.played import Opening, exchanges, receipt_in, remote_exchanges
 from appliance.apdu.scp03 import LEVELS, Mode, derive_session_keys
 from appliance.apdu.script import Channel, Script
 from appliance.errors import ApplianceError, Reason
@@ -55,14 +55,14 @@ class Run:
 
     def taken(self, responses: Sequence[bytes], channel: Channel | None = None, **opening: Any) -> bytes:
         """The receipt in these responses."""
-        return receipt_in(exchanges(self.script, responses, FIELD), self.channel, self._opening(channel, **opening))
+        return receipt_in(exchanges(self.script, responses, FIELD), channel or self.channel, self._opening(**opening))
 
     def taken_remotely(self, templates: Sequence[bytes]) -> bytes:
         return receipt_in(remote_exchanges(self.script, templates, REMOTE), self.channel, self._opening())
 
-    def _opening(self, channel: Channel | None = None, **changes: Any) -> Any:
-        named = {"kdd": personalisation(self.setting.index).iccid, "i": self.setting.i}
-        return opening_of(channel or self.channel, **{**named, "sequence_counter": self.counter, **changes})
+    def _opening(self, **changes: Any) -> Opening:
+        opening = Opening(personalisation(self.setting.index).iccid, self.setting.i, self.counter)
+        return opening._replace(**changes)
 
 
 def refused(run: Run, responses: Sequence[bytes], **opening: Any) -> ApplianceError:

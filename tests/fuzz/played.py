@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from appliance.apdu.expanded import responses
-from appliance.apdu.played import exchanges, opening_of, receipt_in, remote_exchanges
-from appliance.apdu.scp03 import InitializeUpdateResponse, SecurityLevel
+from appliance.apdu.played import Opening, exchanges, receipt_in, remote_exchanges
+from appliance.apdu.scp03 import SecurityLevel
 from appliance.apdu.script import Channel, Script, render
 from appliance.domain.package import KeyType
 from appliance.domain.tlv import encode
@@ -25,7 +25,7 @@ class Play(NamedTuple):
 
     script: Script
     channel: Channel
-    opening: InitializeUpdateResponse
+    opening: Opening
     responses: list[bytes]
     receipt: bytes
 
@@ -47,7 +47,7 @@ def play(level: int) -> Play:
     script = render(PACKAGE, KeyType.EC_P256, sim.state.sim.applet_aid, channel)
     said = [sim.transmit(command.apdu) for command in script.commands]
     assert sim.state.installed is not None
-    opening = opening_of(channel, kdd=keys.kdd, i=keys.i, sequence_counter=1)
+    opening = Opening(kdd=keys.kdd, i=keys.i, sequence_counter=1)
     return Play(script, channel, opening, said, sim.state.installed.receipt)
 
 

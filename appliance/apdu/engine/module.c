@@ -1,0 +1,337 @@
+/* The Python face of core.c (limited API of 3.11). What is of another type raises TypeError; what an item or an argument
+ * holds that cannot be right is told by name (`engine_problem`), in place of the result.
+ *
+ * An engine is taken from the module's shelf and put back wiped, so that calls of several threads run side by side; a
+ * batch renders without the GIL, straight into the bytes objects that it answers.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+#include <openssl/crypto.h>
+
+enum { SHELF = 64, ROUTE_FIELDS = 6, ORDER_FIELDS = 7 };
+
+typedef struct {
+    engine *shelf[SHELF];
+    int count;
+} state;
+
+static engine *take(PyObject *module) {
+    state *s = PyModule_GetState(module);
+    engine *taken = s->count ? s->shelf[--s->count] : engine_new();
+    if (!taken) PyErr_SetString(PyExc_MemoryError, "libcrypto gives no AES context");
+    return taken;
+}
+
+static void put_back(PyObject *module, engine *e) {
+    state *s = PyModule_GetState(module);
+    engine_wipe(e);
+    if (s->count < SHELF)
+        s->shelf[s->count++] = e;
+    else
+        engine_free(e);
+}
+
+/* A result, or the name of what is wrong; a fault of libcrypto's raises. */
+static PyObject *answer(engine_error error, const void *data, size_t length) {
+    if (error == ENGINE_OK) return PyBytes_FromStringAndSize(data, (Py_ssize_t)length);
+    if (error != ENGINE_LIBCRYPTO) return PyUnicode_FromString(engine_problem(error));
+    PyErr_SetString(PyExc_RuntimeError, "libcrypto failed");
+    return NULL;
+}
+
+/* Reading */
+
+static int as_span(PyObject *object, span *out) {
+    char *data;
+    Py_ssize_t length;
+    if (!object || PyBytes_AsStringAndSize(object, &data, &length)) return 0;
+    *out = (span){(const uint8_t *)data, (size_t)length};
+    return 1;
+}
+
+static int as_int(PyObject *object, int64_t *out) {
+    int overflow;
+    if (!object) return 0;
+    long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (value == -1 && PyErr_Occurred()) return 0;
+    *out = overflow ? -1 : value; /* no field of an order can be negative */
+    return 1;
+}
+
+static int as_small(PyObject *object, int *out) {
+    int64_t value;
+    if (!as_int(object, &value)) return 0;
+    *out = value < 0 || value > 0xFFFF ? -1 : (int)value;
+    return 1;
+}
+
+static int is_tuple(PyObject *object, Py_ssize_t size, const char *what) {
+    if (PyTuple_Check(object) && PyTuple_Size(object) == size) return 1;
+    PyErr_Format(PyExc_TypeError, "%s is a tuple of %zd", what, size);
+    return 0;
+}
+
+static int as_route(PyObject *object, script_route *out) {
+    return is_tuple(object, ROUTE_FIELDS, "a route") && as_span(PyTuple_GetItem(object, 0), &out->ssd_aid) &&
+           as_span(PyTuple_GetItem(object, 1), &out->applet_aid) && as_small(PyTuple_GetItem(object, 2), &out->kvn) &&
+           as_small(PyTuple_GetItem(object, 3), &out->level) && as_small(PyTuple_GetItem(object, 4), &out->mode) &&
+           as_small(PyTuple_GetItem(object, 5), &out->key_type);
+}
+
+static int as_order(PyObject *object, script_order *out) {
+    if (!is_tuple(object, ORDER_FIELDS, "an order") || !as_span(PyTuple_GetItem(object, 1), &out->package) ||
+        !as_span(PyTuple_GetItem(object, 2), &out->host_challenge) ||
+        !as_span(PyTuple_GetItem(object, 4), &out->enc) || !as_span(PyTuple_GetItem(object, 5), &out->mac))
+        return 0;
+    PyObject *opening = PyTuple_GetItem(object, 3);
+    out->card_challenge = (span){NULL, 0};
+    out->sequence_counter = 0;
+    if (!(PyLong_Check(opening) ? as_int(opening, &out->sequence_counter) : as_span(opening, &out->card_challenge)))
+        return 0;
+    out->from_static = PyObject_IsTrue(PyTuple_GetItem(object, 6));
+    return out->from_static >= 0;
+}
+
+/* Scripts */
+
+typedef struct {
+    script_order order;
+    uint8_t *out; /* NULL where the order was refused */
+    engine_error error;
+} job;
+
+static void render_all(engine *e, job *jobs, Py_ssize_t count, script_form form) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (jobs[i].out) jobs[i].error = script_render(e, &jobs[i].order, form, jobs[i].out);
+}
+
+/* The jobs of a batch and, for each that is not refused, the bytes object that it will be rendered into. */
+static int prepare(PyObject *items, Py_ssize_t count, script_form form, job *jobs, PyObject *answers) {
+    PyObject *seen = NULL; /* the route of the order before: a batch has few */
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyTuple_GetItem(items, i), *made;
+        if (!as_order(item, &jobs[i].order)) return 0;
+        PyObject *route = PyTuple_GetItem(item, 0);
+        if (route == seen)
+            jobs[i].order.route = jobs[i - 1].order.route;
+        else if (!as_route(route, &jobs[i].order.route))
+            return 0;
+        seen = route;
+        size_t size = 0;
+        jobs[i].error = script_size(&jobs[i].order, form, &size);
+        made = answer(jobs[i].error, NULL, size);
+        if (!made || PyList_SetItem(answers, i, made)) return 0;
+        if (!jobs[i].error) jobs[i].out = (uint8_t *)PyBytes_AsString(made);
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(render_doc, "render(orders, form) -> list: for each order its script, or the name of what is wrong.");
+
+static PyObject *render(PyObject *module, PyObject *args) {
+    PyObject *given, *items, *answers = NULL;
+    int form, good = 0;
+    job *jobs = NULL;
+    engine *e = NULL;
+    if (!PyArg_ParseTuple(args, "Oi", &given, &form)) return NULL;
+    if (form < 0 || form >= FORMS) {
+        PyErr_Format(PyExc_ValueError, "there is no form %d", form);
+        return NULL;
+    }
+    items = PySequence_Tuple(given);
+    if (!items) return NULL;
+    Py_ssize_t count = PyTuple_Size(items);
+    jobs = PyMem_Calloc((size_t)count + 1, sizeof *jobs);
+    if (!jobs) PyErr_NoMemory();
+    if (!jobs || !(answers = PyList_New(count)) || !prepare(items, count, (script_form)form, jobs, answers) ||
+        !(e = take(module)))
+        goto end;
+    Py_BEGIN_ALLOW_THREADS
+    render_all(e, jobs, count, (script_form)form);
+    Py_END_ALLOW_THREADS
+    good = 1;
+    for (Py_ssize_t i = 0; i < count && good; i++)
+        if (jobs[i].error == ENGINE_LIBCRYPTO) good = answer(ENGINE_LIBCRYPTO, NULL, 0) != NULL;
+end:
+    if (e) put_back(module, e);
+    PyMem_Free(jobs);
+    Py_DECREF(items);
+    if (good) return answers;
+    Py_XDECREF(answers);
+    return NULL;
+}
+
+/* Sessions */
+
+PyDoc_STRVAR(card_challenge_doc, "card_challenge(k_enc, sequence_counter, aid, mode) -> bytes, or the name of what is wrong.");
+
+static PyObject *card_challenge(PyObject *module, PyObject *args) {
+    PyObject *k_enc, *counter, *aid;
+    span key, name;
+    int64_t number;
+    int mode;
+    uint8_t out[BLOCK];
+    if (!PyArg_ParseTuple(args, "SOSi", &k_enc, &counter, &aid, &mode) || !as_span(k_enc, &key) ||
+        !as_int(counter, &number) || !as_span(aid, &name))
+        return NULL;
+    engine *e = take(module);
+    if (!e) return NULL;
+    engine_error error = engine_card_challenge(e, key, number, name, mode, out);
+    put_back(module, e);
+    return answer(error, out, (size_t)mode);
+}
+
+PyDoc_STRVAR(session_keys_doc, "session_keys(k_enc, k_mac, host_challenge, card_challenge) -> (s_enc, s_mac, s_rmac), or "
+                               "the name of what is wrong.");
+
+static PyObject *session_keys(PyObject *module, PyObject *args) {
+    span k[4];
+    PyObject *given[4];
+    uint8_t keys[3][MAX_KEY];
+    if (!PyArg_ParseTuple(args, "SSSS", &given[0], &given[1], &given[2], &given[3])) return NULL;
+    for (int i = 0; i < 4; i++)
+        if (!as_span(given[i], &k[i])) return NULL;
+    engine *e = take(module);
+    if (!e) return NULL;
+    engine_error error = engine_session_keys(e, k[0], k[1], k[2], k[3], keys[0], keys[1], keys[2]);
+    put_back(module, e);
+    Py_ssize_t length = (Py_ssize_t)k[0].length;
+    PyObject *made = error ? answer(error, NULL, 0)
+                           : Py_BuildValue("(y#y#y#)", keys[0], length, keys[1], length, keys[2], length);
+    OPENSSL_cleanse(keys, sizeof keys);
+    return made;
+}
+
+PyDoc_STRVAR(verify_doc, "verify_card_cryptogram(s_mac, host_challenge, card_challenge, card_cryptogram) -> b'', or the "
+                         "name of what is wrong.");
+
+static PyObject *verify_card_cryptogram(PyObject *module, PyObject *args) {
+    span k[4];
+    PyObject *given[4];
+    if (!PyArg_ParseTuple(args, "SSSS", &given[0], &given[1], &given[2], &given[3])) return NULL;
+    for (int i = 0; i < 4; i++)
+        if (!as_span(given[i], &k[i])) return NULL;
+    engine *e = take(module);
+    if (!e) return NULL;
+    engine_error error = engine_verify_card_cryptogram(e, k[0], k[1], k[2], k[3]);
+    put_back(module, e);
+    return answer(error, "", 0);
+}
+
+PyDoc_STRVAR(unwrap_doc,
+             "unwrap(s_enc, s_mac, s_rmac, level, mode, commands, responses) -> list of plain responses; the last is the "
+             "name of what is wrong where something is. commands begins with EXTERNAL AUTHENTICATE, responses behind it.");
+
+static int unwrap_all(engine *e, channel *c, PyObject *commands, PyObject *responses, PyObject *answers) {
+    uint8_t out[MAX_RESPONSE];
+    size_t length = 0;
+    span bytes;
+    Py_ssize_t count = PyTuple_Size(responses);
+    if (PyTuple_Size(commands) <= count) {
+        PyErr_SetString(PyExc_ValueError, "there are more responses than wrapped commands");
+        return 0;
+    }
+    if (!as_span(PyTuple_GetItem(commands, 0), &bytes)) return 0;
+    engine_error error = channel_open(e, c, bytes);
+    for (Py_ssize_t i = 0; i < count || error; i++) {
+        if (!error) {
+            if (!as_span(PyTuple_GetItem(commands, i + 1), &bytes)) return 0;
+            error = channel_follow(e, c, bytes);
+        }
+        if (!error) {
+            if (!as_span(PyTuple_GetItem(responses, i), &bytes)) return 0;
+            error = channel_unwrap(e, c, bytes, out, &length);
+        }
+        PyObject *made = answer(error, out, length);
+        int good = made && !PyList_Append(answers, made);
+        Py_XDECREF(made);
+        if (!good) return 0;
+        if (error) break;
+    }
+    return 1;
+}
+
+static PyObject *unwrap(PyObject *module, PyObject *args) {
+    PyObject *enc, *mac, *rmac, *given, *answered, *commands, *responses, *answers = NULL;
+    channel c = {.counter = 0};
+    engine *e = NULL;
+    int good = 0;
+    if (!PyArg_ParseTuple(args, "SSSiiOO", &enc, &mac, &rmac, &c.level, &c.mode, &given, &answered) ||
+        !as_span(enc, &c.s_enc) || !as_span(mac, &c.s_mac) || !as_span(rmac, &c.s_rmac))
+        return NULL;
+    commands = PySequence_Tuple(given);
+    responses = commands ? PySequence_Tuple(answered) : NULL;
+    if (responses && (answers = PyList_New(0)) && (e = take(module))) {
+        good = unwrap_all(e, &c, commands, responses, answers);
+        put_back(module, e);
+    }
+    Py_XDECREF(commands);
+    Py_XDECREF(responses);
+    if (good) return answers;
+    Py_XDECREF(answers);
+    return NULL;
+}
+
+/* Static keys */
+
+PyDoc_STRVAR(kdf3_doc, "kdf3(master, constant, kdd, bits) -> bytes, or the name of what is wrong.");
+
+static PyObject *kdf3(PyObject *module, PyObject *args) {
+    PyObject *given_master, *given_kdd;
+    span master, kdd;
+    unsigned char constant;
+    int bits;
+    uint8_t out[MAX_KEY];
+    if (!PyArg_ParseTuple(args, "SbSi", &given_master, &constant, &given_kdd, &bits) ||
+        !as_span(given_master, &master) || !as_span(given_kdd, &kdd))
+        return NULL;
+    engine *e = take(module);
+    if (!e) return NULL;
+    engine_error error = engine_kdf3(e, master, constant, kdd, bits, out);
+    put_back(module, e);
+    PyObject *made = answer(error, out, (size_t)bits / 8);
+    OPENSSL_cleanse(out, sizeof out);
+    return made;
+}
+
+PyDoc_STRVAR(kcv_doc, "kcv(key) -> 3 bytes, or the name of what is wrong.");
+
+static PyObject *kcv(PyObject *module, PyObject *args) {
+    PyObject *given;
+    span key;
+    uint8_t out[KCV_LENGTH];
+    if (!PyArg_ParseTuple(args, "S", &given) || !as_span(given, &key)) return NULL;
+    engine *e = take(module);
+    if (!e) return NULL;
+    engine_error error = engine_kcv(e, key, out);
+    put_back(module, e);
+    return answer(error, out, sizeof out);
+}
+
+static void end(void *module) {
+    state *s = PyModule_GetState(module);
+    while (s && s->count) engine_free(s->shelf[--s->count]);
+}
+
+static PyMethodDef METHODS[] = {
+    {"render", render, METH_VARARGS, render_doc},
+    {"card_challenge", card_challenge, METH_VARARGS, card_challenge_doc},
+    {"session_keys", session_keys, METH_VARARGS, session_keys_doc},
+    {"verify_card_cryptogram", verify_card_cryptogram, METH_VARARGS, verify_doc},
+    {"unwrap", unwrap, METH_VARARGS, unwrap_doc},
+    {"kdf3", kdf3, METH_VARARGS, kdf3_doc},
+    {"kcv", kcv, METH_VARARGS, kcv_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
+
+static PyModuleDef DEFINITION = {
+    PyModuleDef_HEAD_INIT, .m_name = "_native",  .m_doc = "See core.h; use appliance.apdu.engine.",
+    .m_size = sizeof(state), .m_methods = METHODS, .m_slots = SLOTS, .m_free = end,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&DEFINITION); }
