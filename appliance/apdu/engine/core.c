@@ -90,8 +90,9 @@ const char *engine_problem(engine_error error) { return PROBLEMS[error]; }
 static EVP_CIPHER_CTX *context(const char *name, int encrypt) {
     EVP_CIPHER_CTX *made = EVP_CIPHER_CTX_new();
     EVP_CIPHER *cipher = EVP_CIPHER_fetch(NULL, name, NULL);
+    /* Only decryption holds back a last block for its padding. Told to encryption, every new key would cost twice. */
     int good = made && cipher && EVP_CipherInit_ex2(made, cipher, ZERO, ZERO, encrypt, NULL) &&
-               EVP_CIPHER_CTX_set_padding(made, 0);
+               (encrypt || EVP_CIPHER_CTX_set_padding(made, 0));
     EVP_CIPHER_free(cipher);
     if (good) return made;
     EVP_CIPHER_CTX_free(made);
@@ -318,11 +319,19 @@ static size_t decimal(size_t value, char *out) {
     return i;
 }
 
+/* What a command is for, in words. */
+typedef struct {
+    const char *text;
+    size_t length;
+} label;
+
+#define LABEL(text) ((label){text, sizeof text - 1})
+
 /* A ScriptCommand of delivery.proto: apdu 1, expected_status_words 2 (packed: 9000), purpose 3. */
-static void put_command(writer *w, const uint8_t *apdu, size_t length, const char *what, size_t number, size_t count) {
+static void put_command(writer *w, const uint8_t *apdu, size_t length, label what, size_t number, size_t count) {
     char purpose[48];
-    size_t named = strlen(what);
-    memcpy(purpose, what, named);
+    size_t named = what.length;
+    memcpy(purpose, what.text, named);
     if (number) {
         named += decimal(number, purpose + named);
         purpose[named++] = '/';
@@ -350,7 +359,7 @@ static void put_line(writer *w, const uint8_t *apdu, size_t length) {
 }
 
 /* One command; `number` of `count` is said behind `what` where it is not 0. While nothing is written, `apdu` is NULL. */
-static void command(writer *w, const uint8_t *apdu, size_t length, const char *what, size_t number, size_t count) {
+static void command(writer *w, const uint8_t *apdu, size_t length, label what, size_t number, size_t count) {
     switch (w->form) {
     case FORM_COMMANDS:
         put_command(w, apdu, length, what, number, count);
@@ -370,7 +379,7 @@ static int is_expanded(script_form form) { return form >= FORM_EXPANDED_DEFINITE
 
 /* The command that selects a part's application, or, in the expanded form, a RemoteScript of delivery.proto around what
  * follows (application_aid 1, template 2): there the carrier selects. */
-static void begin_part(writer *w, int part, span aid, int with_le, const char *what) {
+static void begin_part(writer *w, int part, span aid, int with_le, label what) {
     w->part = part;
     if (!is_expanded(w->form)) {
         uint8_t select[HEADER + MAX_AID + 1] = {0x00, 0xA4, 0x04, with_le ? 0x00 : 0x0C, (uint8_t)aid.length};
@@ -420,23 +429,23 @@ static void walk(writer *w, const script_order *order, const uint8_t *authentica
     const script_route *route = &order->route;
     size_t blocks = blocks_of(order), challenge = (size_t)route->mode;
     int with_le = (route->level & R_MAC) != 0;
-    begin_part(w, 0, route->ssd_aid, 1, "SELECT SSD");
+    begin_part(w, 0, route->ssd_aid, 1, LABEL("SELECT SSD"));
     uint8_t initialize[HEADER + BLOCK + 1] = {0x80, 0x50, (uint8_t)route->kvn, 0x00, (uint8_t)challenge};
     memcpy(initialize + HEADER, order->host_challenge.data, challenge);
-    command(w, initialize, HEADER + challenge + 1, "INITIALIZE UPDATE", 0, 0);
-    command(w, authenticate, HEADER + 2 * challenge, "EXTERNAL AUTHENTICATE", 0, 0);
+    command(w, initialize, HEADER + challenge + 1, LABEL("INITIALIZE UPDATE"), 0, 0);
+    command(w, authenticate, HEADER + 2 * challenge, LABEL("EXTERNAL AUTHENTICATE"), 0, 0);
     command(w, w->out ? w->e->slots[0] + BLOCK : NULL, wrapped_size(route, install_length(route), 1),
-            "INSTALL [for personalization]", 0, 0);
+            LABEL("INSTALL [for personalization]"), 0, 0);
     for (size_t number = 1; number <= blocks; number++) {
         size_t size = wrapped_size(route, store_length(order, number, blocks), with_le);
-        command(w, w->out ? w->e->slots[number] + BLOCK : NULL, size, "STORE DATA ", number, blocks);
+        command(w, w->out ? w->e->slots[number] + BLOCK : NULL, size, LABEL("STORE DATA "), number, blocks);
     }
     end_part(w);
-    begin_part(w, 1, route->applet_aid, 0, "SELECT applet");
+    begin_part(w, 1, route->applet_aid, 0, LABEL("SELECT applet"));
     size_t parts = route->key_type == 1 ? 3 : 1; /* receipts of 272, 80 and 112 bytes */
     for (size_t part = 1; part <= parts; part++) {
         const uint8_t get[HEADER] = {0x80, 0xCA, 0xDF, (uint8_t)(0x20 + part), 0x00};
-        command(w, get, sizeof get, "GET DATA receipt ", part, parts);
+        command(w, get, sizeof get, LABEL("GET DATA receipt "), part, parts);
     }
     end_part(w);
 }
