@@ -27,6 +27,8 @@ from appliance.errors import ApplianceError, Reason
 BLOCK: Final = 16
 MAX_DATA: Final = 255
 """Data field of a short APDU."""
+MAX_RESPONSE: Final = 256 + 2
+"""Response data and status word."""
 KCV_LENGTH: Final = 3
 SCP_ID: Final = 0x03
 SW_SUCCESS: Final = b"\x90\x00"
@@ -228,13 +230,14 @@ class SecureChannel:
             Response data and status word in plain.
 
         Raises:
-            ApplianceError: SCP03_INVALID: the R-MAC or the padding is not right, or data came with an error status.
+            ApplianceError: SCP03_INVALID: the length, the R-MAC or the padding is not right, or data came with an error
+                status.
         """
         if not self._counter:
             raise RuntimeError("there was no wrapped command")
+        if not len(SW_SUCCESS) <= len(response) <= MAX_RESPONSE:
+            raise _invalid("The response has no status word, or more than 256 bytes before it.", "response")
         data, sw = response[:-2], response[-2:]
-        if len(sw) < len(SW_SUCCESS):
-            raise _invalid("The response has no status word.", "response")
         if not self._level & SecurityLevel.R_MAC:
             return response
         if sw != SW_SUCCESS and sw[0] not in (0x62, 0x63):

@@ -1,15 +1,8 @@
 """SCP03 against nineteen recorded sessions, and against every way in which a peer's bytes can be wrong."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
-from cryptography.hazmat.primitives.cmac import CMAC
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,59 +16,23 @@ from appliance.apdu.scp03 import (
     capacity,
     card_challenge,
     card_cryptogram,
-    derive_session_keys,
     host_cryptogram,
     kcv,
     kdf3,
     scp03_kdf,
 )
 from appliance.errors import ApplianceError, Reason
-
-VECTORS = Path(__file__).parents[1] / "vectors"
-SESSIONS: list[dict[str, Any]] = json.loads((VECTORS / "scp03.json").read_text())
-KDF = json.loads((VECTORS / "kdf.json").read_text())
-EUICC_ANSWER = "bf3e125a1089882119900000000000000000000005"
-"""EID of the eUICC in the recorded traces, as levels without R-MAC show it in plain."""
-
-OVER_PADDED = [vector for vector in SESSIONS if "over_padded" in vector]
-
-every_session = pytest.mark.parametrize("vector", SESSIONS, ids=lambda vector: vector["name"])
-every_derived_challenge = pytest.mark.parametrize(
-    "vector", [vector for vector in SESSIONS if vector["aid"]], ids=lambda vector: vector["name"]
+from tests.apdu.card import Card
+from tests.apdu.recorded import (
+    KDF,
+    OVER_PADDED,
+    SESSIONS,
+    Opening,
+    answer,
+    every_derived_challenge,
+    every_session,
+    keys_of,
 )
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a recorded session says about its opening, whichever way it was recorded."""
-
-    host_challenge: bytes
-    card_challenge: bytes
-    card_cryptogram: bytes
-    sequence_counter: int
-    mode: Mode
-
-    @classmethod
-    def of(cls, vector: dict[str, Any]) -> "Opening":
-        if "init_upd_cmd" in vector:
-            answer = InitializeUpdateResponse.decode(bytes.fromhex(vector["init_upd_rsp"]))
-            challenge = bytes.fromhex(vector["init_upd_cmd"])[5:-1]
-            return cls(
-                challenge, answer.card_challenge, answer.card_cryptogram, answer.sequence_counter, Mode[vector["mode"]]
-            )
-        return cls(
-            bytes.fromhex(vector["host_challenge"]),
-            bytes.fromhex(vector["card_challenge"]),
-            bytes.fromhex(vector["card_cryptogram"]),
-            int(vector["sequence_counter"], 16),
-            Mode[vector["mode"]],
-        )
-
-
-def keys_of(vector: dict[str, Any]) -> SessionKeys:
-    opening = Opening.of(vector)
-    k_enc, k_mac = bytes.fromhex(vector["k_enc"]), bytes.fromhex(vector["k_mac"])
-    return derive_session_keys(k_enc, k_mac, opening.host_challenge, opening.card_challenge)
 
 
 def opened(vector: dict[str, Any]) -> SecureChannel:
@@ -84,17 +41,6 @@ def opened(vector: dict[str, Any]) -> SecureChannel:
     command = channel.external_authenticate(opening.host_challenge, opening.card_challenge)
     assert command.hex() == vector["ext_auth_cmd"]
     return channel
-
-
-def answer(wrap: dict[str, Any]) -> str:
-    """The recorded response in plain, with its status word."""
-    return f"{wrap.get('answer', EUICC_ANSWER)}9000"
-
-
-def cmac(key: bytes, message: bytes) -> bytes:
-    mac = CMAC(AES(key))
-    mac.update(message)
-    return mac.finalize()
 
 
 def test_all_recorded_sessions_are_there() -> None:
@@ -299,31 +245,9 @@ def test_channel_is_used_in_its_order_only() -> None:
         channel.external_authenticate(bytes(8), bytes(8))
 
 
-class Card:
-    """The card's end after one command without data, from the layouts and `cryptography` alone."""
-
-    def __init__(self, level: int, mode: Mode) -> None:
-        self.level, self.mode, self.chain = level, mode, bytes(16)
-
-    def receive(self, wrapped: bytes) -> None:
-        """Follow the chain, whose full 16 bytes the host holds too, though S8 sends only 8 of them."""
-        end = 5 + wrapped[4] - self.mode
-        self.chain = cmac(KEYS.s_mac, self.chain + wrapped[:end])
-        assert wrapped[end : end + self.mode] == self.chain[: self.mode]
-
-    def answer(self, data: bytes, sw: bytes, padding: bytes | None = None) -> bytes:
-        """The protected response to that command; `padding` in place of the right one."""
-        if self.level & SecurityLevel.R_ENC and data:
-            counter_block = b"\x80" + (1).to_bytes(15, "big")
-            icv = Cipher(AES(KEYS.s_enc), ECB()).encryptor().update(counter_block)  # noqa: S305 - one block
-            encryptor = Cipher(AES(KEYS.s_enc), CBC(icv)).encryptor()
-            data = encryptor.update(data + (padding or b"\x80" + bytes(-(len(data) + 1) % 16)))
-        return data + cmac(KEYS.s_rmac, self.chain + data + sw)[: self.mode] + sw
-
-
 def exchange(level: int, mode: Mode) -> tuple[SecureChannel, Card]:
     """A channel with one command sent, and the card that received it."""
-    channel, card = SecureChannel(KEYS, level, mode), Card(level, mode)
+    channel, card = SecureChannel(KEYS, level, mode), Card(KEYS, level, mode)
     card.receive(channel.external_authenticate(bytes(mode), bytes(mode)))
     card.receive(channel.wrap(b"\x80\xca\x00\x66\x00"))
     return channel, card
@@ -378,6 +302,20 @@ def test_response_too_short_for_what_it_must_carry_is_refused(level: int, mode: 
     for response in (b"", b"\x90"):
         with pytest.raises(ApplianceError, match="no status word"):
             channel.unwrap(response)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_response_of_more_than_256_bytes_is_refused(level: int) -> None:
+    channel, card = exchange(level, Mode.S8)
+    card.level = 0x11  # R-ENC would make whole blocks
+    with pytest.raises(ApplianceError, match="more than 256 bytes before it") as refused:
+        channel.unwrap(card.answer(bytes(249), b"\x90\x00"))
+    assert (refused.value.reason, refused.value.field) == (Reason.SCP03_INVALID, "response")
+
+
+def test_response_of_256_bytes_is_opened() -> None:
+    channel, card = exchange(0x11, Mode.S8)
+    assert channel.unwrap(card.answer(bytes(248), b"\x90\x00")) == bytes(248) + b"\x90\x00"
 
 
 @pytest.mark.parametrize("mode", Mode)

@@ -1,8 +1,8 @@
-"""`python -m tests.fuzz [TARGET ...] --runs N`: coverage-guided search with atheris; `make fuzz` runs every target.
+"""`python -m tests.fuzz [TARGET ...] --runs N`: search guided by coverage; `make fuzz` runs every target.
 
-Each target has a process of its own, one after the other. A finding is kept in build/fuzz/TARGET/ (the input, and where
-it was raised), and the search goes on; the corpus stays there for the next search. The exit status is 1 where anything
-was found.
+atheris searches what is in Python, libFuzzer alone what is in C. Each target has a process of its own, one after the
+other. A finding is kept in build/fuzz/TARGET/ (the input, and where it was raised; of C, in its log), and the search
+goes on, in C it ends; the corpus stays there for the next search. The exit status is 1 where anything was found.
 """
 
 import argparse
@@ -16,9 +16,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
+
+if TYPE_CHECKING:
+    from tests.fuzz.target import Target
 
 ROOT: Final = Path(__file__).parents[2]
 FOUND: Final = ROOT / "build" / "fuzz"
@@ -43,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Searches, and prints a line for each target."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=main.__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="of tests/fuzz/targets.py; default: all")
-    parser.add_argument("--runs", type=int, default=100_000, help="executions of each target (%(default)s)")
+    runs_help = "executions of each target (%(default)s); of one in C a hundred times as many"
+    parser.add_argument("--runs", type=int, default=100_000, help=runs_help)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.inside:
@@ -71,9 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(name: str, runs: int) -> Outcome:
     """One target in a process of its own."""
-    directory = FOUND / name
+    from tests.fuzz.targets import TARGETS  # see `main`
+
+    directory, native = FOUND / name, TARGETS[name].native
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz", name, "--runs", str(runs), "--inside"]
+    if native:
+        native.compile(directory / "search")
+        faster = "-entropic_scale_per_exec_time=1"  # more of what takes less time
+        command = [str(directory / "search"), faster, *options(name, TARGETS[name], runs * native.times)]
+    else:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz", name, "--runs", str(runs), "--inside"]
     started = time.monotonic()
     # The search ends its process without leaving its contexts; what those have put there goes away here.
     with tempfile.TemporaryDirectory(prefix="f-") as temporary, (directory / "log").open("wb") as log:
@@ -106,20 +117,11 @@ def search(name: str, runs: int) -> None:
     import atheris  # an extra that `make test` does not install
 
     with atheris.instrument_imports(include=["appliance"], enable_loader_override=False):
-        from tests.fuzz.targets import TARGETS, regressions
+        from tests.fuzz.targets import TARGETS
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    target, directory = TARGETS[name], FOUND / name
-    for part in ("corpus", "seeds"):
-        (directory / part).mkdir(exist_ok=True)
-    earlier = findings(directory)
-    for number, seed in enumerate([*target.seeds(), *(path.read_bytes() for path in [*regressions(name), *earlier])]):
-        (directory / "seeds" / f"{number:03}").write_bytes(seed)
-    for path in earlier:  # comes again, unless it is mended
-        path.unlink()
-        path.with_name(f"{path.name}.txt").unlink(missing_ok=True)
-    options = (f"-runs={runs}", f"-max_len={target.longest}", f"-timeout={MOST_SECONDS}", "-print_final_stats=1")
-    with target.open() as take:
+    directory = FOUND / name
+    with TARGETS[name].open() as take:
 
         def once(data: bytes) -> None:
             try:
@@ -127,9 +129,26 @@ def search(name: str, runs: int) -> None:
             except Exception as error:  # noqa: BLE001 (that is what a finding is)
                 keep(directory, data, error)
 
-        places = [str(directory / part) for part in ("corpus", "seeds")]
-        atheris.Setup([name, *options, f"-artifact_prefix={directory}/", *places], once)
+        atheris.Setup([name, *options(name, TARGETS[name], runs)], once)
         atheris.Fuzz()
+
+
+def options(name: str, target: "Target", runs: int) -> list[str]:
+    """Those of libFuzzer for a search, of which atheris is one too; the seeds are written for it."""
+    from tests.fuzz.targets import regressions  # see `main`
+
+    directory = FOUND / name
+    places = [directory / part for part in ("corpus", "seeds")]
+    for place in places:
+        place.mkdir(exist_ok=True)
+    earlier = findings(directory)
+    for number, seed in enumerate([*target.seeds(), *(path.read_bytes() for path in [*regressions(name), *earlier])]):
+        (directory / "seeds" / f"{number:03}").write_bytes(seed)
+    for path in earlier:  # comes again, unless it is mended
+        path.unlink()
+        path.with_name(f"{path.name}.txt").unlink(missing_ok=True)
+    limits = (f"-runs={runs}", f"-max_len={target.longest}", f"-timeout={MOST_SECONDS}", "-print_final_stats=1")
+    return [*limits, f"-artifact_prefix={directory}/", *map(str, places)]
 
 
 def keep(directory: Path, data: bytes, error: Exception) -> None:

@@ -3,10 +3,24 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from appliance.errors import REASONS, ApplianceError, Reason
 
 Run = Callable[[bytes], None]
+
+
+class Native(NamedTuple):
+    """A search without Python.
+
+    Args:
+        compile: writes the program of libFuzzer for it.
+        times: how many executions it has for each one of another target; they take so much less time.
+    """
+
+    compile: Callable[[Path], None]
+    times: int
 
 
 @dataclass(frozen=True)
@@ -17,11 +31,13 @@ class Target:
         open: makes what it needs, for the life of a context, and answers the function that takes an input.
         seeds: good inputs to begin with.
         longest: bytes of an input; what is longer is the caller's to refuse.
+        native: how `make fuzz` searches it, where that is not by running `open`'s function.
     """
 
     open: Callable[[], AbstractContextManager[Run]]
     seeds: Callable[[], Iterable[bytes]]
     longest: int = 4096
+    native: Native | None = None
 
 
 class Choices:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz import calls, certificates, channel, files, formats, orders, played, request, sim
+from tests.fuzz import bureau, calls, certificates, channel, engine, files, formats, orders, played, request, sim
 from tests.fuzz.target import Target
 
 TARGETS: Final[Mapping[str, Target]] = {
@@ -16,7 +16,10 @@ TARGETS: Final[Mapping[str, Target]] = {
     "sim-memory": files.MEMORY,
     "channel": channel.CHANNEL,
     "delivery": channel.DELIVERY,
+    "engine": engine.ENGINE,
     "played": played.PLAYED,
+    "export": bureau.EXPORT,
+    "bureau-keys": bureau.KEYS,
     "script-text": channel.SCRIPT_TEXT,
     "request": request.REQUEST,
     "calls": calls.CALLS,

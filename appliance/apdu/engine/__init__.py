@@ -12,7 +12,7 @@ from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
 
 try:
-    from appliance.apdu.engine import _native
+    import appliance.apdu.engine._native as _native  # so that what is missing is said plainly
 except ImportError as missing:
     raise ApplianceError(
         Reason.INTERNAL,

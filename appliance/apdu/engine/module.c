@@ -42,29 +42,29 @@ static PyObject *answer(engine_error error, const void *data, size_t length) {
     return NULL;
 }
 
-/* Reading */
+/* Reading: converters for PyArg_ParseTuple too, to a span, an int64_t and an int */
 
-static int as_span(PyObject *object, span *out) {
+static int as_span(PyObject *object, void *out) {
     char *data;
     Py_ssize_t length;
     if (!object || PyBytes_AsStringAndSize(object, &data, &length)) return 0;
-    *out = (span){(const uint8_t *)data, (size_t)length};
+    *(span *)out = (span){(const uint8_t *)data, (size_t)length};
     return 1;
 }
 
-static int as_int(PyObject *object, int64_t *out) {
+static int as_int(PyObject *object, void *out) {
     int overflow;
     if (!object) return 0;
     long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
     if (value == -1 && PyErr_Occurred()) return 0;
-    *out = overflow ? -1 : value; /* no field of an order can be negative */
+    *(int64_t *)out = overflow ? -1 : value; /* no number here can be negative */
     return 1;
 }
 
-static int as_small(PyObject *object, int *out) {
+static int as_small(PyObject *object, void *out) {
     int64_t value;
     if (!as_int(object, &value)) return 0;
-    *out = value < 0 || value > 0xFFFF ? -1 : (int)value;
+    *(int *)out = value < 0 || value > 0xFFFF ? -1 : (int)value;
     return 1;
 }
 
@@ -169,17 +169,15 @@ end:
 PyDoc_STRVAR(card_challenge_doc, "card_challenge(k_enc, sequence_counter, aid, mode) -> bytes, or the name of what is wrong.");
 
 static PyObject *card_challenge(PyObject *module, PyObject *args) {
-    PyObject *k_enc, *counter, *aid;
-    span key, name;
-    int64_t number;
+    span k_enc, aid;
+    int64_t counter;
     int mode;
     uint8_t out[BLOCK];
-    if (!PyArg_ParseTuple(args, "SOSi", &k_enc, &counter, &aid, &mode) || !as_span(k_enc, &key) ||
-        !as_int(counter, &number) || !as_span(aid, &name))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&", as_span, &k_enc, as_int, &counter, as_span, &aid, as_small, &mode))
         return NULL;
     engine *e = take(module);
     if (!e) return NULL;
-    engine_error error = engine_card_challenge(e, key, number, name, mode, out);
+    engine_error error = engine_card_challenge(e, k_enc, counter, aid, mode, out);
     put_back(module, e);
     return answer(error, out, (size_t)mode);
 }
@@ -189,11 +187,9 @@ PyDoc_STRVAR(session_keys_doc, "session_keys(k_enc, k_mac, host_challenge, card_
 
 static PyObject *session_keys(PyObject *module, PyObject *args) {
     span k[4];
-    PyObject *given[4];
     uint8_t keys[3][MAX_KEY];
-    if (!PyArg_ParseTuple(args, "SSSS", &given[0], &given[1], &given[2], &given[3])) return NULL;
-    for (int i = 0; i < 4; i++)
-        if (!as_span(given[i], &k[i])) return NULL;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&", as_span, &k[0], as_span, &k[1], as_span, &k[2], as_span, &k[3]))
+        return NULL;
     engine *e = take(module);
     if (!e) return NULL;
     engine_error error = engine_session_keys(e, k[0], k[1], k[2], k[3], keys[0], keys[1], keys[2]);
@@ -210,10 +206,8 @@ PyDoc_STRVAR(verify_doc, "verify_card_cryptogram(s_mac, host_challenge, card_cha
 
 static PyObject *verify_card_cryptogram(PyObject *module, PyObject *args) {
     span k[4];
-    PyObject *given[4];
-    if (!PyArg_ParseTuple(args, "SSSS", &given[0], &given[1], &given[2], &given[3])) return NULL;
-    for (int i = 0; i < 4; i++)
-        if (!as_span(given[i], &k[i])) return NULL;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&", as_span, &k[0], as_span, &k[1], as_span, &k[2], as_span, &k[3]))
+        return NULL;
     engine *e = take(module);
     if (!e) return NULL;
     engine_error error = engine_verify_card_cryptogram(e, k[0], k[1], k[2], k[3]);
@@ -255,12 +249,12 @@ static int unwrap_all(engine *e, channel *c, PyObject *commands, PyObject *respo
 }
 
 static PyObject *unwrap(PyObject *module, PyObject *args) {
-    PyObject *enc, *mac, *rmac, *given, *answered, *commands, *responses, *answers = NULL;
+    PyObject *given, *answered, *commands, *responses, *answers = NULL;
     channel c = {.counter = 0};
     engine *e = NULL;
     int good = 0;
-    if (!PyArg_ParseTuple(args, "SSSiiOO", &enc, &mac, &rmac, &c.level, &c.mode, &given, &answered) ||
-        !as_span(enc, &c.s_enc) || !as_span(mac, &c.s_mac) || !as_span(rmac, &c.s_rmac))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&OO", as_span, &c.s_enc, as_span, &c.s_mac, as_span, &c.s_rmac, as_small,
+                          &c.level, as_small, &c.mode, &given, &answered))
         return NULL;
     commands = PySequence_Tuple(given);
     responses = commands ? PySequence_Tuple(answered) : NULL;
@@ -280,14 +274,11 @@ static PyObject *unwrap(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(kdf3_doc, "kdf3(master, constant, kdd, bits) -> bytes, or the name of what is wrong.");
 
 static PyObject *kdf3(PyObject *module, PyObject *args) {
-    PyObject *given_master, *given_kdd;
     span master, kdd;
     unsigned char constant;
     int bits;
     uint8_t out[MAX_KEY];
-    if (!PyArg_ParseTuple(args, "SbSi", &given_master, &constant, &given_kdd, &bits) ||
-        !as_span(given_master, &master) || !as_span(given_kdd, &kdd))
-        return NULL;
+    if (!PyArg_ParseTuple(args, "O&bO&O&", as_span, &master, &constant, as_span, &kdd, as_small, &bits)) return NULL;
     engine *e = take(module);
     if (!e) return NULL;
     engine_error error = engine_kdf3(e, master, constant, kdd, bits, out);
@@ -300,10 +291,9 @@ static PyObject *kdf3(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(kcv_doc, "kcv(key) -> 3 bytes, or the name of what is wrong.");
 
 static PyObject *kcv(PyObject *module, PyObject *args) {
-    PyObject *given;
     span key;
     uint8_t out[KCV_LENGTH];
-    if (!PyArg_ParseTuple(args, "S", &given) || !as_span(given, &key)) return NULL;
+    if (!PyArg_ParseTuple(args, "O&", as_span, &key)) return NULL;
     engine *e = take(module);
     if (!e) return NULL;
     engine_error error = engine_kcv(e, key, out);
