@@ -45,7 +45,7 @@ def open_channel(session: TokenSession, order: ChannelOrder, key_set: HeldKeySet
         s_enc = _derive(session, k_enc, Scp03Constant.S_ENC, bits, challenges)
     with chan.kdf3(Role.CMAC, derivation.CHANNEL_MAC, kdd, bits) as k_mac:
         s_mac = _derive(session, k_mac, Scp03Constant.S_MAC, bits, challenges)
-        s_rmac = _derive(session, k_mac, Scp03Constant.S_RMAC, bits, challenges)
+        s_rmac = _derive(session, k_mac, Scp03Constant.S_RMAC, bits, challenges) if order.with_s_rmac else b""
     return ChannelKeys(card_challenge, s_enc, s_mac, s_rmac)
 
 

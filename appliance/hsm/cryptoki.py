@@ -1,7 +1,6 @@
-"""PKCS#11 calls that python-pkcs11 leaves out, or makes otherwise than is needed: they go to the same loaded module.
+"""The function list of a loaded module, what its return values mean, and calls that python-pkcs11 leaves out.
 
-C_Initialize with arguments, which some modules demand; C_InitToken; and C_WrapKey without asking for the length first,
-which some modules answer with too little and others with doing all the work.
+C_Initialize with arguments, which some modules demand, and C_InitToken; those on keys are in `objects`.
 """
 
 import ctypes
@@ -13,16 +12,19 @@ from pkcs11 import _pkcs11, exceptions
 
 LABEL_BYTES = 32
 """CK_TOKEN_INFO.label, blank padded (PKCS#11 v2.40, 3.2)."""
-_WRAPPED_BYTES = 8192
-"""More than any key has that is wrapped here; an RSA-2048 key has about 1,230."""
 _NOT_INITIALIZED = 0x190
 
-# PKCS#11 v2.40, 5.5 and 5.14: what these functions may answer; python-pkcs11 has exceptions of these names.
+# PKCS#11 v2.40, 5.5, 5.7, 5.11 and 5.13: what these functions may answer; python-pkcs11 has exceptions of these names.
 _ERRORS: Mapping[int, type[exceptions.PKCS11Error]] = {
     0x02: exceptions.HostMemory,
     0x05: exceptions.GeneralError,
     0x06: exceptions.FunctionFailed,
     0x07: exceptions.ArgumentsBad,
+    0x10: exceptions.AttributeReadOnly,
+    0x11: exceptions.AttributeSensitive,
+    0x12: exceptions.AttributeTypeInvalid,
+    0x13: exceptions.AttributeValueInvalid,
+    0x20: exceptions.DataInvalid,
     0x21: exceptions.DataLenRange,
     0x30: exceptions.DeviceError,
     0x31: exceptions.DeviceMemory,
@@ -36,16 +38,29 @@ _ERRORS: Mapping[int, type[exceptions.PKCS11Error]] = {
     0x6A: exceptions.KeyUnextractable,
     0x70: exceptions.MechanismInvalid,
     0x71: exceptions.MechanismParamInvalid,
+    0x82: exceptions.ObjectHandleInvalid,
     0x90: exceptions.OperationActive,
+    0x91: exceptions.OperationNotInitialized,
     0xA0: exceptions.PinIncorrect,
     0xA2: exceptions.PinLenRange,
+    0xA3: exceptions.PinExpired,
     0xA4: exceptions.PinLocked,
     0xB0: exceptions.SessionClosed,
+    0xB1: exceptions.SessionCount,
     0xB3: exceptions.SessionHandleInvalid,
+    0xB5: exceptions.SessionReadOnly,
+    0xD0: exceptions.TemplateIncomplete,
+    0xD1: exceptions.TemplateInconsistent,
+    0xE0: exceptions.TokenNotPresent,
+    0xE1: exceptions.TokenNotRecognised,
+    0xE2: exceptions.TokenWriteProtected,
+    0x100: exceptions.UserAlreadyLoggedIn,
     0x101: exceptions.UserNotLoggedIn,
     0x113: exceptions.WrappingKeyHandleInvalid,
     0x114: exceptions.WrappingKeySizeRange,
     0x115: exceptions.WrappingKeyTypeInconsistent,
+    0x130: exceptions.DomainParamsInvalid,
+    0x200: exceptions.FunctionRejected,
 }
 
 _ulong, _pointer = ctypes.c_ulong, ctypes.c_void_p
@@ -55,12 +70,6 @@ class _InitializeArguments(ctypes.Structure):
     """CK_C_INITIALIZE_ARGS: no mutexes and no flags, so one thread calls, as with no arguments at all."""
 
     _fields_ = (("mutexes", _pointer * 4), ("flags", _ulong), ("reserved", ctypes.c_char_p))
-
-
-class _Mechanism(ctypes.Structure):
-    """CK_MECHANISM; of those that wrap here none has a parameter."""
-
-    _fields_ = (("mechanism", _ulong), ("parameter", _pointer), ("length", _ulong))
 
 
 class _Functions(ctypes.Structure):
@@ -73,11 +82,17 @@ class _Functions(ctypes.Structure):
         ("get_info", ctypes.CFUNCTYPE(_ulong, _pointer)),
         ("until_init_token", _pointer * 6),
         ("init_token", ctypes.CFUNCTYPE(_ulong, _ulong, ctypes.c_char_p, _ulong, ctypes.c_char_p)),
-        ("until_wrap_key", _pointer * 50),
-        (
-            "wrap_key",
-            ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _ulong, _ulong, _pointer, ctypes.POINTER(_ulong)),
-        ),
+        ("until_destroy_object", _pointer * 12),
+        ("destroy_object", ctypes.CFUNCTYPE(_ulong, _ulong, _ulong)),
+        ("get_object_size", _pointer),
+        ("get_attribute_value", ctypes.CFUNCTYPE(_ulong, _ulong, _ulong, _pointer, _ulong)),
+        ("until_sign_init", _pointer * 17),
+        ("sign_init", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _ulong)),
+        ("sign", ctypes.CFUNCTYPE(_ulong, _ulong, ctypes.c_char_p, _ulong, _pointer, _pointer)),
+        ("until_wrap_key", _pointer * 16),
+        ("wrap_key", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _ulong, _ulong, _pointer, _pointer)),
+        ("unwrap_key", _pointer),
+        ("derive_key", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _ulong, _pointer, _ulong, _pointer)),
     )
 
 
@@ -150,18 +165,6 @@ def init_token(path: str, slot_id: int, so_pin: str, label: str) -> None:
     """
     secret = so_pin.encode()
     check(functions(path).init_token(slot_id, secret, len(secret), label.encode().ljust(LABEL_BYTES)))
-
-
-def wrap_key(path: str, session: int, mechanism: int, wrapping_key: int, key: int) -> bytes:
-    """C_WrapKey with a mechanism without parameters; session and keys are handles.
-
-    Raises:
-        PKCS11Error
-    """
-    wrapped, length = ctypes.create_string_buffer(_WRAPPED_BYTES), _ulong(_WRAPPED_BYTES)
-    used = _Mechanism(mechanism)
-    check(functions(path).wrap_key(session, ctypes.byref(used), wrapping_key, key, wrapped, ctypes.byref(length)))
-    return wrapped.raw[: length.value]
 
 
 def check(outcome: int) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag
+from pkcs11 import Attribute, Mechanism
 
 from appliance.domain import derivation
-from appliance.hsm.keys import Role, attributes, verify_attributes
+from appliance.hsm.keys import Role, template, verify_attributes
 from appliance.hsm.module import TokenSession
+from appliance.hsm.objects import Attributes, Key
 
 ZERO_BLOCK = bytes(16)
 KCV_BLOCK = b"\x01" * 16
@@ -23,22 +24,21 @@ KDF_CHECK_KDD = b"\xff" * 10
 
 @contextmanager
 def derived(
-    session: TokenSession, parent: Any, role: Role, mechanism: Mechanism, parameter: Any, bits: int
-) -> Iterator[Any]:
+    session: TokenSession,
+    parent: Any,
+    role: Role,
+    mechanism: Mechanism,
+    data: bytes | tuple[bytes, bytes],
+    bits: int,
+) -> Iterator[Key]:
     """A session key derived from `parent`, read back against its role, destroyed at the end.
 
     An error of the module while it lives ends the session, and the key with it.
+
+    Args:
+        data: what is encrypted; for CBC with its IV in front.
     """
-    key = session.call(
-        "derive",
-        parent.derive_key,
-        KeyType.AES,
-        bits,
-        mechanism=mechanism,
-        mechanism_param=parameter,
-        capabilities=MechanismFlag(0),
-        template=attributes(session, role),
-    )
+    key = session.derive(parent, mechanism, data, template(session, role, bits // 8))
     try:
         verify_attributes(session, role, key, length=bits // 8)
         yield key
@@ -48,7 +48,7 @@ def derived(
 
 def kdf3(
     session: TokenSession, master: Any, k1: bytes, role: Role, constant: int, kdd: bytes, bits: int = 256
-) -> AbstractContextManager[Any]:
+) -> AbstractContextManager[Key]:
     """`KDF3(master, constant, kdd, bits)` (sim-package.md, Keys) as a session key of this role."""
     blocks = derivation.ecb_input(derivation.kdf3_blocks(constant, kdd, bits), k1)
     return derived(session, master, role, Mechanism.AES_ECB_ENCRYPT_DATA, blocks, bits)
@@ -57,12 +57,17 @@ def kdf3(
 def encrypt_block(session: TokenSession, key: Any, block: bytes) -> bytes:
     """AES of one public 16-byte block under a deriving key, read through a throwaway key of that value."""
     with derived(session, key, Role.READABLE, Mechanism.AES_ECB_ENCRYPT_DATA, block, 128) as readable:
-        return bytes(session.call("read", readable.__getitem__, Attribute.VALUE))
+        return value(session, readable)
+
+
+def value(session: TokenSession, key: Key) -> bytes:
+    """The value of a readable throwaway key."""
+    return session.read(key, Attributes.asking([Attribute.VALUE]))[Attribute.VALUE]
 
 
 def cmac(session: TokenSession, key: Any, message: bytes) -> bytes:
     """AES-CMAC in the token, 16 bytes."""
-    return bytes(session.call("mac", key.sign, message, mechanism=Mechanism.AES_CMAC))
+    return session.sign(key, Mechanism.AES_CMAC, message, "mac")
 
 
 def kcv(session: TokenSession, key: Any) -> bytes:

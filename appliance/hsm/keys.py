@@ -8,12 +8,16 @@ SIM package design, "Sealing".
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from appliance.errors import ApplianceError, Reason
+from appliance.hsm import objects
+from appliance.hsm.dialect import Dialect
 from appliance.hsm.module import TokenSession
+from appliance.hsm.objects import Attributes
 
 
 class Role(StrEnum):
@@ -32,7 +36,7 @@ class Role(StrEnum):
     READABLE = "readable throwaway key"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
     """Attributes that a key is made with, and those that show its origin (read back, never set)."""
 
@@ -111,6 +115,11 @@ def attributes(session: TokenSession, role: Role) -> dict[Attribute, Any]:
     return session.dialect.known(TEMPLATES[role].attributes)
 
 
+def template(session: TokenSession, role: Role, length: int) -> Attributes:
+    """The same for a secret key of so many bytes, as C takes it."""
+    return _template(TEMPLATES[role], session.dialect, length)
+
+
 def verify_attributes(session: TokenSession, role: Role, key: Any, *, length: int = 0, field: str = "") -> None:
     """Read a key's attributes back and compare them with its role's template.
 
@@ -135,11 +144,42 @@ def verify_attributes(session: TokenSession, role: Role, key: Any, *, length: in
 
 def differences(session: TokenSession, role: Role, key: Any, *, length: int = 0) -> dict[Attribute, tuple[Any, Any]]:
     """What a key reads back otherwise than its role's template, as (found, expected); found is None where not told."""
-    template, dialect = TEMPLATES[role], session.dialect
-    stated = {**template.attributes, **template.origin, **({Attribute.VALUE_LEN: length} if length else {})}
-    expected = dialect.readable(stated)
-    found = session.call("read", key.get_attributes, tuple(expected))
-    wrong = {a: (found.get(a), value) for a, value in expected.items() if a not in found or found[a] != value}
-    if template.origin and dialect.telling.isdisjoint(template.origin):  # nothing shows where it was born
-        wrong.update((a, (None, value)) for a, value in template.origin.items())
+    row, dialect = TEMPLATES[role], session.dialect
+    expected = _expected(row, dialect, length)
+    found = session.read(key, expected.asked)
+    wrong = {}
+    if found != expected.packed:
+        for attribute, value in expected.values.items():
+            told = objects.unpacked(attribute, found[attribute]) if attribute in found else None
+            if told != value:
+                wrong[attribute] = (told, value)
+    if row.origin and dialect.telling.isdisjoint(row.origin):  # nothing shows where it was born
+        wrong.update((attribute, (None, value)) for attribute, value in row.origin.items())
     return wrong
+
+
+class _Expected(NamedTuple):
+    """What a key is to read back, and the room for it."""
+
+    values: Mapping[Attribute, Any]
+    packed: Mapping[Attribute, bytes]
+    asked: Attributes
+
+
+# Rows and dialects stay the same for every order, and so does what C takes of them.
+
+
+@cache
+def _expected(row: Template, dialect: Dialect, length: int) -> _Expected:
+    values = dialect.readable({**row.attributes, **row.origin, **_length(length)})
+    packed = {attribute: objects.packed(attribute, value) for attribute, value in values.items()}
+    return _Expected(values, packed, Attributes.asking(values, max(map(len, packed.values()))))
+
+
+@cache
+def _template(row: Template, dialect: Dialect, length: int) -> Attributes:
+    return Attributes.stating({**dialect.known(row.attributes), **_length(length)})
+
+
+def _length(length: int) -> dict[Attribute, Any]:
+    return {Attribute.VALUE_LEN: length} if length else {}

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import combinations
-from typing import Any
 
 from pkcs11 import Attribute, KeyType, ObjectClass
 
@@ -12,6 +11,7 @@ from appliance.errors import ApplianceError, Reason
 from appliance.hsm import derive
 from appliance.hsm.keys import Role, verify_attributes
 from appliance.hsm.module import TokenSession
+from appliance.hsm.objects import Key
 from appliance.hsm.orders import LoadedKeySet
 
 MASTER_BYTES = 32
@@ -40,7 +40,7 @@ class Master:
         kdf_kcv = derive.kdf_check(session, self._key, self._k1, role)
         self._require(kdf_kcv, declared.kdf_kcv, f"{field}.kdf_kcv")
 
-    def kdf3(self, role: Role, constant: int, kdd: bytes, bits: int = 256) -> AbstractContextManager[Any]:
+    def kdf3(self, role: Role, constant: int, kdd: bytes, bits: int = 256) -> AbstractContextManager[Key]:
         """A key derived from this master."""
         return derive.kdf3(self._session, self._key, self._k1, role, constant, kdd, bits)
 

@@ -13,6 +13,7 @@ from pkcs11 import Attribute, Mechanism, exceptions
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm import cryptoki, dialect
 from appliance.hsm.dialect import Dialect
+from appliance.hsm.objects import Attributes, Key, Objects
 from appliance.hsm.orders import ModuleParameters, TokenDescription
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ _UNNAMED = {
     "Unmapped error code 0x1b": "ActionProhibited",
     "Unmapped error code 0x68": "KeyFunctionNotPermitted",
     "Unmapped error code 0x140": "CurveNotSupported",
+    "Unmapped error code 0x150": "BufferTooSmall",
+    "Unmapped error code 0x190": "CryptokiNotInitialized",
+    "Unmapped error code 0x191": "CryptokiAlreadyInitialized",
     "Buffer was too small. Should never see this.": "BufferTooSmall",
     "Initialisation error (not initialized). Should never see this.": "CryptokiNotInitialized",
     "Initialisation error (already initialized). Should never see this.": "CryptokiAlreadyInitialized",
@@ -54,6 +58,7 @@ class TokenSession:
         self._pin: str | None = pin
         self._stamp = stamp
         self._session: pkcs11.Session | None = None
+        self._objects: Objects | None = None
         self._dialect: Dialect | None = None
         self.broken = False
         self._library = self.call("load", load, parameters)
@@ -124,6 +129,14 @@ class TokenSession:
         return self._session
 
     @property
+    def _calls(self) -> Objects:
+        """The calls on keys."""
+        if self._objects is None:
+            session: Any = self.raw  # its stub leaves `handle` out
+            self._objects = Objects(self._parameters.path, session.handle)
+        return self._objects
+
+    @property
     def dialect(self) -> Dialect:
         """What the module's attributes are worth; learned with throwaway keys when first asked for."""
         if self._dialect is None:
@@ -151,16 +164,26 @@ class TokenSession:
             self._stamp("")
         raise fault  # outside the handler: the error's frames, with their arguments and open searches, end here
 
+    def derive(self, base: Any, mechanism: Mechanism, data: bytes | tuple[bytes, bytes], template: Attributes) -> Key:
+        """A key made of encrypted data; for CBC with its IV in front."""
+        return self.call("derive", self._calls.derive, base.handle, mechanism, data, template)
+
+    def read(self, key: Any, asked: Attributes) -> dict[Attribute, bytes]:
+        """A key's attributes, as far as the module gives them."""
+        return self.call("read", self._calls.read, key.handle, asked)
+
+    def sign(self, key: Any, mechanism: Mechanism, message: bytes, kind: str = "sign") -> bytes:
+        """A signature or MAC by a mechanism without parameters."""
+        return self.call(kind, self._calls.sign, key.handle, mechanism, message)
+
     def wrap(self, wrapping_key: Any, key: Any, mechanism: Mechanism) -> bytes:
         """A key wrapped under another one, by a mechanism without parameters."""
-        session: Any = self.raw  # its stub leaves `handle` out
-        handles = wrapping_key.handle, key.handle
-        return self.call("wrap", cryptoki.wrap_key, self._parameters.path, session.handle, mechanism, *handles)
+        return self.call("wrap", self._calls.wrap, wrapping_key.handle, key.handle, mechanism)
 
     def destroy(self, key: Any) -> None:
         """Destroy a session object; a broken session destroys all of its own when it is closed."""
         if not self.broken:
-            self.call("destroy", key.destroy)
+            self.call("destroy", self._calls.destroy, key.handle)
 
     def renew(self) -> None:
         """Initialise the module again (one that lost its token answers from stale tables until then) and log in."""
@@ -171,7 +194,7 @@ class TokenSession:
     def close(self) -> None:
         """End the session, with it every session object, and the module: left open, another thread would end it."""
         session, self._session = self._session, None
-        self._dialect = None
+        self._objects = self._dialect = None
         try:
             self.call("close", self._leave, session)
         except ApplianceError as fault:

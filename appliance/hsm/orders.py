@@ -63,18 +63,26 @@ class CompletionOrder:
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """One SCP03 session with a pseudo-random card challenge, for one SIM and one sequence counter."""
+    """One SCP03 session with a pseudo-random card challenge, for one SIM and one sequence counter.
+
+    Args:
+        with_s_rmac: what protects commands does not need it, only who checks responses does.
+    """
 
     sim_issuer: str
     kvn: int
     iccid: bytes
     sequence_counter: int
     host_challenge: bytes
+    with_s_rmac: bool = False
 
 
 @dataclass(frozen=True)
 class ChannelKeys:
-    """Session keys of one channel and the card challenge that they answer (8 bytes; S16: 16)."""
+    """Session keys of one channel and the card challenge that they answer (8 bytes; S16: 16).
+
+    `s_rmac` is empty where it was not asked for.
+    """
 
     card_challenge: bytes
     s_enc: bytes = field(repr=False)

@@ -15,6 +15,7 @@ from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import Role, attributes, verify_attributes
 from appliance.hsm.module import TokenSession
+from appliance.hsm.objects import Attributes
 
 RSA_BITS = 2048
 CURVES: Mapping[KeyType, ec.EllipticCurve] = MappingProxyType(
@@ -78,7 +79,7 @@ def spki(session: TokenSession, key_type: KeyType, public: Any) -> bytes:
         ApplianceError: TOKEN_FAULT, also for a public key that is none of this type.
     """
     wanted = (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT) if key_type is KeyType.RSA_2048 else (Attribute.EC_POINT,)
-    found = session.call("read", public.get_attributes, wanted)
+    found = session.read(public, Attributes.asking(wanted))
     try:
         values = [found[attribute] for attribute in wanted]
         if key_type is KeyType.RSA_2048:

@@ -99,12 +99,13 @@ def prove_derivation(session: TokenSession, probe: Any, value: bytes, mechanism:
     zeros = Cipher(algorithms.AES(value), modes.ECB()).encryptor().update(derive.ZERO_BLOCK)  # noqa: S305 - RFC 4493's L
     k1 = derivation.cmac_subkey_k1(zeros)
     cbc = Cipher(algorithms.AES(value), modes.CBC(derive.ZERO_BLOCK)).encryptor().update(b"".join(blocks))
-    parameter, outcome = {
+    choices: dict[Mechanism, tuple[bytes | tuple[bytes, bytes], bytes]] = {
         Mechanism.AES_ECB_ENCRYPT_DATA: (derivation.ecb_input(blocks, k1), b"".join(_cmac(value, b) for b in blocks)),
         Mechanism.AES_CBC_ENCRYPT_DATA: ((derive.ZERO_BLOCK, b"".join(blocks)), cbc),
-    }[mechanism]
-    with needed(mechanism), derive.derived(session, probe, Role.READABLE, mechanism, parameter, 256) as key:
-        found = session.call("read", key.__getitem__, Attribute.VALUE)
+    }
+    data, outcome = choices[mechanism]
+    with needed(mechanism), derive.derived(session, probe, Role.READABLE, mechanism, data, 256) as key:
+        found = derive.value(session, key)
     if found != outcome:
         raise _unusable(mechanism, "it derives another key than the leading bytes of the ciphertext")
 

@@ -17,5 +17,5 @@ def mechanism(scheme: SignatureScheme) -> Mechanism:
 def sign(session: TokenSession, key: Any, scheme: SignatureScheme, message: bytes) -> bytes:
     """RSASSA-PKCS1-v1_5 as it is, ECDSA as DER."""
     given = message if scheme.is_rsa else hashlib.new(scheme.hash_name, message).digest()
-    signature = bytes(session.call("sign", key.sign, given, mechanism=mechanism(scheme)))
+    signature = session.sign(key, mechanism(scheme), given)
     return signature if scheme.is_rsa else ecdsa_signature(signature)

@@ -145,7 +145,7 @@ class Delivery:
         if record.package is None:
             return _last_parts(record, proof)
         with self._vaults.admit():
-            channel = await self._open(record, proof.sequence_counter, host_challenge)
+            channel = await self._open(record, proof.sequence_counter, host_challenge, with_s_rmac=True)
         rendered = script.render(record.package, record.key_type, record.applet_aid, channel)
         if proof.remote_responses:
             answered = played.remote_exchanges(rendered, proof.remote_responses, "played.remote_responses")
@@ -158,9 +158,13 @@ class Delivery:
         )
         return played.receipt_in(answered, channel, opening)
 
-    async def _open(self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes) -> Channel:
+    async def _open(
+        self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes, *, with_s_rmac: bool = False
+    ) -> Channel:
         declared = self._channel_of(record)
-        opened = await retried(lambda: self._vaults.open_channel(record, sequence_counter, host_challenge))
+        opened = await retried(
+            lambda: self._vaults.open_channel(record, sequence_counter, host_challenge, with_s_rmac=with_s_rmac)
+        )
         return Channel(
             ssd_aid=self._issuers[record.sim_issuer].ssd_aid_bytes,
             kvn=declared.kvn,

@@ -17,7 +17,8 @@ from appliance.domain.package import KeyType, PendingPackage
 from appliance.domain.profile import CertificateProfile
 from appliance.domain.request import IssueOrder, RequestedIssue, content_digest, validate
 from appliance.errors import REASONS, ApplianceError, Code, Reason
-from appliance.issuing.vaults import VaultLost, Vaults
+from appliance.issuing.link import VaultLost
+from appliance.issuing.vaults import Vaults
 from appliance.ledger import Ledger
 
 SECONDS_NEEDED: Final[Mapping[KeyType, float]] = {KeyType.RSA_2048: 1.0, KeyType.EC_P256: 0.2, KeyType.EC_P384: 0.2}

@@ -1,13 +1,18 @@
-"""The front's link to one incarnation of a vault: its channel, its last status, and how many items are on their way."""
+"""The front's link to one incarnation of a vault: its channel, its last status, and how many items are on their way.
+
+Of `issuing` only this module calls: what leaves it is a response, an ApplianceError or VaultLost.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 
 from appliance import logs
+from appliance.api.status import parse
+from appliance.errors import ApplianceError, Reason
 from appliance.vault.v1 import vault_pb2 as pb
 from appliance.vault.v1.vault_pb2_grpc import VaultServiceStub
 
@@ -26,6 +31,14 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
+NOT_TAKEN: Final = frozenset({Reason.VAULTS_BUSY, Reason.DRAINING})
+"""With these a vault says that it has not touched the item: another one may have it unchanged."""
+
+T = TypeVar("T")
+
+
+class VaultLost(Exception):  # noqa: N818 (an event that the use case handles, not an error that anybody is shown)
+    """The vault went away with the item in hand; how far it came, nobody knows."""
 
 
 class Link:
@@ -36,7 +49,7 @@ class Link:
         self.status: pb.GetStatusResponse | None = None
         self.in_flight = 0
         self._foreign = 0
-        self._changed = changed
+        self.changed = changed
         self._channel = grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
         self.stub = VaultServiceStub(self._channel)
         self._watching = asyncio.create_task(self._watch())
@@ -87,5 +100,32 @@ class Link:
                 self.status = status
             if served != self.serving:
                 logs.get().info("vault serves" if self.serving else "vault does not answer", vault=self.name)
-            self._changed()
+            self.changed()
             await asyncio.sleep(STATUS_SECONDS)
+
+
+async def responses(call: AsyncIterable[T]) -> AsyncIterator[T]:
+    """What a vault streams.
+
+    Raises:
+        VaultLost, ApplianceError: the call ended with it.
+    """
+    try:
+        async for response in call:
+            yield response
+    except grpc.aio.AioRpcError as error:
+        parsed = parse(error)
+        if parsed.reason not in Reason.__members__:
+            raise VaultLost from None
+        raise ApplianceError(
+            Reason(parsed.reason), parsed.detail, hint=parsed.hint, field=parsed.field, **parsed.metadata
+        ) from None
+
+
+def refusal(failure: pb.Failure) -> ApplianceError:
+    """What became of an item that failed."""
+    if failure.reason not in Reason.__members__:
+        hint = "Vault and front are of different versions."
+        return ApplianceError(Reason.INTERNAL, failure.detail, hint=hint, said=failure.reason)
+    facts = dict(failure.facts)
+    return ApplianceError(Reason(failure.reason), failure.detail, hint=failure.hint, field=failure.field, **facts)

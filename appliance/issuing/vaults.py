@@ -1,8 +1,8 @@
 """The vaults of this machine as the front sees them: which serve, which has room, and one item to one of them.
 
 A vault is one incarnation of a process: `v<slot>-<generation>.sock` in the socket directory, with a channel of its own
-(`link`) for as long as that socket is the newest of its slot. Of `issuing` only this module and `link` import grpc:
-what leaves it is an ApplianceError or VaultLost.
+(`link`) for as long as that socket is the newest of its slot. Session keys are asked for in batches (`channels`), all
+else alone.
 """
 
 import asyncio
@@ -13,16 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
-import grpc
-
 from appliance import logs
 from appliance.apdu.scp03 import SessionKeys
-from appliance.api.status import parse
 from appliance.domain.issuance import Attempt, IssuanceRecord
 from appliance.domain.package import Header, PendingPackage, SimPackage
 from appliance.domain.sim import Iccid
 from appliance.errors import ApplianceError, Reason
-from appliance.issuing.link import CALL_TIMEOUT, Link
+from appliance.issuing.channels import Channels
+from appliance.issuing.link import CALL_TIMEOUT, NOT_TAKEN, Link, VaultLost, refusal, responses
 from appliance.vault.v1 import vault_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,21 +33,13 @@ PATIENCE: Final = 30.0
 """How long work that is already reserved waits for a vault: enough for one to be restarted and to log in."""
 
 _SOCKET: Final = re.compile(r"v([0-9]+)-([0-9]+)\.sock")
-_NOT_TAKEN: Final = frozenset({Reason.VAULTS_BUSY, Reason.DRAINING})
-"""With these a vault says that it has not touched the item: another one may have it unchanged."""
 
-Response = TypeVar(
-    "Response", pb.IssueResponse, pb.CompletePackagesResponse, pb.OpenChannelsResponse, pb.VerifyReceiptsResponse
-)
+Response = TypeVar("Response", pb.IssueResponse, pb.CompletePackagesResponse, pb.VerifyReceiptsResponse)
 T = TypeVar("T")
 
 
-class VaultLost(Exception):  # noqa: N818 (an event that the use case handles, not an error that anybody is shown)
-    """The vault went away with the item in hand; how far it came, nobody knows."""
-
-
 class OpenChannel(NamedTuple):
-    """A secure channel that can be rendered: the card's challenge and the session keys."""
+    """A secure channel that can be rendered: the card's challenge and the session keys, S-RMAC where asked for."""
 
     card_challenge: bytes
     keys: SessionKeys
@@ -67,6 +57,7 @@ class Vaults:
         self._directory = directory
         self._patience = patience
         self._links: dict[str, Link] = {}
+        self._channels = Channels(self._choose, lambda: sum(link.serving for link in self._links.values()))
         self._admitted = 0
         self._changed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
@@ -83,6 +74,7 @@ class Vaults:
             self._scanning.cancel()
         for name in list(self._links):
             self._retire(name)
+        await self._channels.close()
         await asyncio.gather(*self._closing)
 
     @property
@@ -170,17 +162,22 @@ class Vaults:
         request = pb.CompletePackagesRequest(items=[item])
         return _package((await self._send(lambda stub: stub.CompletePackages(request, timeout=CALL_TIMEOUT))).package)
 
-    async def open_channel(self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes) -> OpenChannel:
-        """SCP03 session keys for one SIM and one value of its sequence counter. Raises as `issue`."""
+    async def open_channel(
+        self, record: IssuanceRecord, sequence_counter: int, host_challenge: bytes, *, with_s_rmac: bool = False
+    ) -> OpenChannel:
+        """SCP03 session keys for one SIM and one value of its sequence counter. Raises as `issue`.
+
+        What is asked for at once goes to a vault together.
+        """
         item = pb.ChannelItem(
             sim_issuer=record.sim_issuer,
             kvn=record.kvn,
             iccid=Iccid.parse(record.iccid).ef_coding,
             sequence_counter=sequence_counter,
             host_challenge=host_challenge,
+            with_s_rmac=with_s_rmac,
         )
-        request = pb.OpenChannelsRequest(items=[item])
-        keys = (await self._send(lambda stub: stub.OpenChannels(request, timeout=CALL_TIMEOUT))).keys
+        keys = await self._channels.open(item, asyncio.get_running_loop().time() + self._patience)
         return OpenChannel(keys.card_challenge, SessionKeys(keys.s_enc, keys.s_mac, keys.s_rmac))
 
     async def verify_receipt(self, record: IssuanceRecord, receipt: bytes) -> None:
@@ -201,8 +198,8 @@ class Vaults:
             link.in_flight += 1
             try:
                 return await _only(call(link.stub))
-            except ApplianceError as refusal:
-                if refusal.reason not in _NOT_TAKEN:
+            except ApplianceError as refused:
+                if refused.reason not in NOT_TAKEN:
                     raise
                 link.full()
             except VaultLost:
@@ -297,20 +294,12 @@ async def _only(call: AsyncIterable[Response]) -> Response:
     Raises:
         VaultLost, ApplianceError
     """
-    try:
-        responses = [response async for response in call]
-    except grpc.aio.AioRpcError as error:
-        parsed = parse(error)
-        if parsed.reason not in Reason.__members__:
-            raise VaultLost from None
-        raise ApplianceError(
-            Reason(parsed.reason), parsed.detail, hint=parsed.hint, field=parsed.field, **parsed.metadata
-        ) from None
-    if len(responses) != 1:
+    made = [response async for response in responses(call)]
+    if len(made) != 1:
         raise VaultLost
-    if responses[0].HasField("failure"):
-        raise _refusal(responses[0].failure)
-    return responses[0]
+    if made[0].HasField("failure"):
+        raise refusal(made[0].failure)
+    return made[0]
 
 
 def _package(package: bytes) -> bytes:
@@ -332,11 +321,3 @@ def _pending(answered: pb.PendingPackage) -> PendingPackage:
 
 def _senseless(what: str) -> ApplianceError:
     return ApplianceError(Reason.INTERNAL, f"The vault answered something that is {what}.", hint="Tell the operator.")
-
-
-def _refusal(failure: pb.Failure) -> ApplianceError:
-    if failure.reason not in Reason.__members__:
-        hint = "Vault and front are of different versions."
-        return ApplianceError(Reason.INTERNAL, failure.detail, hint=hint, said=failure.reason)
-    facts = dict(failure.facts)
-    return ApplianceError(Reason(failure.reason), failure.detail, hint=failure.hint, field=failure.field, **facts)

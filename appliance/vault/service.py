@@ -178,6 +178,7 @@ def _open_channel(item: pb.ChannelItem) -> Callable[[Engine], ChannelKeys]:
             iccid=item.iccid,
             sequence_counter=item.sequence_counter,
             host_challenge=item.host_challenge,
+            with_s_rmac=item.with_s_rmac,
         )
     )
 

@@ -20,8 +20,8 @@ from .operations import Operation
 RIGHT: Final = "right"
 LOADING: Final = {"C_Initialize", "C_GetInfo"}
 LOGIN: Final = {"C_OpenSession", "C_Login"}
-TOLD_OTHERWISE: Final = {"C_GetAttributeValue": "FunctionFailed", "C_SignInit": "OperationNotInitialized"}
-"""python-pkcs11 reads on without the lengths that it was refused, and signs on after BufferTooSmall."""
+TOLD_OTHERWISE: Final = {"C_GetAttributeValue": "FunctionFailed"}
+"""python-pkcs11 reads on without the lengths that it was refused."""
 LASTING: Final = ABSENT | {"AttributeTypeInvalid"}
 """With these a module says of a mechanism that it will never do."""
 DESTRUCTOR: Final = "OperationNotInitialized"

@@ -18,7 +18,7 @@ from tests.hsm.test_receipts import Forger
 from .bench import CA, EXTERNAL, INTERNAL, Bench
 
 Check = Callable[[], None]
-CHANNEL: Final = ChannelOrder(ISSUER, 1, ICCID, 7, bytes(range(8)))
+CHANNEL: Final = ChannelOrder(ISSUER, 1, ICCID, 7, bytes(range(8)), with_s_rmac=True)
 
 
 @dataclass(frozen=True)

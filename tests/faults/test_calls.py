@@ -1,10 +1,13 @@
 """Every call of every operation fails; the codes are a few, `python -m tests.faults` has all."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from pkcs11 import Attribute
 
+from appliance.hsm.keys import TEMPLATES, Role
 from tests.shim import When
 
 from .bench import Bench, bench
@@ -63,6 +66,25 @@ def test_longer_work_with_a_failing_call_ends_right_or_with_its_error_and_leaves
 def test_order_from_a_call_on_without_an_hsm_ends_with_an_error_and_the_next_one_works(of: Bench, name: str) -> None:
     calls = count(of, OPERATIONS[name])
     assert wrong(of, name, every(calls, ["SessionHandleInvalid"], lasting=True)) == {}
+
+
+NEEDED = {
+    "session keys": {"C_DeriveKey": 2, "C_GetAttributeValue": 2, "C_SignInit": 4, "C_Sign": 4, "C_DestroyObject": 2},
+    "receipt": {"C_DeriveKey": 1, "C_GetAttributeValue": 1, "C_SignInit": 1, "C_Sign": 1, "C_DestroyObject": 1},
+    "completion": {"C_DeriveKey": 1, "C_GetAttributeValue": 1, "C_SignInit": 2, "C_Sign": 2, "C_DestroyObject": 1},
+}
+"""For each key one call that makes it, one that reads it back, one that ends it; for each MAC two."""
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_order_makes_no_call_that_it_does_not_need(of: Bench, name: str) -> None:
+    count(of, OPERATIONS[name])
+    calls = of.shim.log()
+    assert Counter(call.function for call in calls) == NEEDED[name]
+    assert not any(call.query for call in calls)
+    for read in (call for call in calls if call.function == "C_GetAttributeValue"):
+        asked = {Attribute(attribute.type) for attribute in read.asked}
+        assert asked == {*TEMPLATES[Role.CMAC].attributes, Attribute.VALUE_LEN}, "all that the key was made with"
 
 
 @pytest.mark.parametrize("code", ["PinIncorrect", "PinLocked"])

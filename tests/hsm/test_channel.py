@@ -1,5 +1,6 @@
 """Channel session keys of the real module, held against the readable SCP03 reference."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ from tests.hsm.site import ICCID, ISSUER, KM_CHAN, OTHER_ICCID, SSD_AID, Calls, 
 
 
 def channel_order(**changes: Any) -> ChannelOrder:
-    values = {"sim_issuer": ISSUER, "kvn": 1, "iccid": ICCID, "sequence_counter": 7, "host_challenge": bytes(range(8))}
+    values = {
+        "sim_issuer": ISSUER,
+        "kvn": 1,
+        "iccid": ICCID,
+        "sequence_counter": 7,
+        "host_challenge": bytes(range(8)),
+        "with_s_rmac": True,
+    }
     return ChannelOrder(**{**values, **changes})
 
 
@@ -34,6 +42,18 @@ def test_session_keys_are_those_of_the_reference(site: Site, bits: int, i: str, 
 
     assert keys.card_challenge == card_challenge
     assert (keys.s_enc, keys.s_mac, keys.s_rmac) == (expected.s_enc, expected.s_mac, expected.s_rmac)
+
+
+def test_key_for_responses_is_made_only_where_it_is_asked_for(site: Site, calls: Calls) -> None:
+    with site.engine(calls=calls) as engine:
+        calls.kinds.clear()
+        keys = engine.open_channel(channel_order(with_s_rmac=False))
+        without = calls.kinds.count("mac")
+        assert without == 3
+        everything = engine.open_channel(channel_order())
+    assert calls.kinds.count("mac") == without + 4
+    assert keys.s_rmac == b""
+    assert everything == replace(keys, s_rmac=everything.s_rmac)
 
 
 def test_another_sim_and_another_counter_have_other_keys(site: Site) -> None:

@@ -1,6 +1,7 @@
 """Calls that are not python-pkcs11's: they do what its calls do, and fail as they fail."""
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,12 @@ import pkcs11
 import pytest
 from pkcs11 import Attribute, Mechanism
 
+from appliance.domain.package import KeyType
 from appliance.errors import ApplianceError
-from appliance.hsm import cryptoki, probe
+from appliance.hsm import cryptoki, derive, pairs, probe
 from appliance.hsm.keys import TEMPLATES, Role
 from appliance.hsm.module import TokenSession
+from appliance.hsm.objects import Attributes, unpacked
 from tests.hsm.site import Site
 
 
@@ -27,6 +30,85 @@ def test_wrapped_key_is_the_one_that_python_pkcs11_gives(site: Site) -> None:
         wrapped = session.wrap(wrapping_key, key, Mechanism.AES_KEY_WRAP)
         assert wrapped == wrapping_key.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP)
         assert len(wrapped) == 24 + 8
+
+
+def test_attributes_are_those_that_python_pkcs11_reads(site: Site) -> None:
+    with site.session() as session:
+        public, private = pairs.generate(session, KeyType.EC_P256, Role.SUBSCRIBER)
+        for key, role in ((aes(session), Role.PROBE), (public, Role.PUBLIC), (private, Role.SUBSCRIBER)):
+            wanted = tuple(TEMPLATES[role].attributes)
+            found = session.read(key, Attributes.asking(wanted))
+            assert {attribute: unpacked(attribute, value) for attribute, value in found.items()} == (
+                key.get_attributes(wanted)
+            )
+        assert session.read(public, Attributes.asking([Attribute.EC_POINT])) == {
+            Attribute.EC_POINT: public[Attribute.EC_POINT]
+        }
+
+
+def test_room_that_is_used_again_keeps_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Attributes.asking((Attribute.VALUE, Attribute.ENCRYPT, Attribute.VALUE_LEN))
+    with site.session() as session:
+        readable, hidden = aes(session), aes(session, EXTRACTABLE=False, SENSITIVE=True, ENCRYPT=True)
+        for _ in range(2):
+            given = session.read(readable, asked)
+            assert given[Attribute.VALUE] == readable[Attribute.VALUE]
+            assert given[Attribute.ENCRYPT] == b"\x00"
+            given = session.read(hidden, asked)
+            assert given == {Attribute.ENCRYPT: b"\x01", Attribute.VALUE_LEN: (24).to_bytes(8, sys.byteorder)}
+        session.read(readable, asked)
+        monkeypatch.setattr(session._calls, "_read", lambda *_: 0)
+        assert not any(b"".join(session.read(hidden, asked).values())), "what a module writes nothing to is empty"
+
+
+NOT_GIVEN: dict[str, tuple[Attributes, str]] = {
+    "unknown": (Attributes.asking([Attribute.ENCAPSULATE]), "AttributeTypeInvalid"),
+    "longer than its room": (Attributes.asking([Attribute.VALUE], 16), "BufferTooSmall"),
+}
+
+
+@pytest.mark.parametrize("why", NOT_GIVEN)
+def test_attribute_that_is_not_given_is_left_out_and_alone_it_is_a_fault(site: Site, why: str) -> None:
+    alone, error = NOT_GIVEN[why]
+    with site.session() as session:
+        key = aes(session)
+        given = session.read(key, Attributes.asking((Attribute.DERIVE, *alone.types, Attribute.WRAP), 16))
+        assert given == {Attribute.DERIVE: b"\x01", Attribute.WRAP: b"\x01"}
+        assert not session.broken
+        with pytest.raises(ApplianceError) as fault:
+            session.read(key, alone)
+        assert fault.value.facts["error"] == error
+
+
+@pytest.mark.parametrize("code", [0x11, 0x12, 0x150])
+def test_module_that_gives_everything_and_says_that_it_does_not_is_not_believed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with site.session() as session:
+        key = aes(session)
+        session.read(key, Attributes.asking([Attribute.WRAP]))
+        monkeypatch.setattr(session._calls, "_read", lambda *_: code)
+        with pytest.raises(ApplianceError) as fault:
+            session.read(key, Attributes.asking([Attribute.WRAP]))
+        assert fault.value.facts["call"] == "read"
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 33, 5000])
+def test_mac_is_the_one_that_python_pkcs11_gives(site: Site, length: int) -> None:
+    message = b"\x00" * length
+    with site.session() as session, probe.known_key(session) as (key, _):
+        assert session.sign(key, Mechanism.AES_CMAC, message) == key.sign(message, mechanism=Mechanism.AES_CMAC)
+
+
+@pytest.mark.parametrize("mechanism", probe.DERIVATIONS, ids=lambda mechanism: mechanism.name)
+def test_derived_key_is_the_one_that_python_pkcs11_derives(site: Site, mechanism: Mechanism) -> None:
+    text = b"\x00" * 16 + os.urandom(16)
+    data = text if mechanism is Mechanism.AES_ECB_ENCRYPT_DATA else (b"\x01\x00" + os.urandom(14), text)
+    readable = TEMPLATES[Role.READABLE].attributes
+    with site.session() as session, probe.known_key(session) as (base, _):
+        theirs = base.derive_key(pkcs11.KeyType.AES, 256, mechanism=mechanism, mechanism_param=data, template=readable)
+        with derive.derived(session, base, Role.READABLE, mechanism, data, 256) as ours:
+            assert derive.value(session, ours) == theirs[Attribute.VALUE]
 
 
 def gone(session: TokenSession) -> Any:

@@ -42,6 +42,8 @@ class LyingModule(TokenSession):
 
 
 def flip(_key: bytes, answer: Any) -> Any:
+    if isinstance(answer, dict) and Attribute.VALUE in answer:
+        return {Attribute.VALUE: flip(_key, answer[Attribute.VALUE])}
     return bytes([answer[0] ^ 1]) + answer[1:] if isinstance(answer, bytes) else answer
 
 
@@ -132,9 +134,10 @@ def test_other_derivation_by_cbc_is_refused(site: Site) -> None:
     reads = []
 
     def second(_key: bytes, answer: Any) -> Any:
-        if isinstance(answer, bytes):
-            reads.append(answer)
-        return bytes(32) if len(reads) == 2 and isinstance(answer, bytes) else answer
+        if Attribute.VALUE not in answer:
+            return answer
+        reads.append(answer)
+        return {Attribute.VALUE: bytes(32)} if len(reads) == 2 else answer
 
     session = LyingModule(site, "read", second)
     with pytest.raises(ApplianceError) as refused:

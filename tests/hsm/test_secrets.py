@@ -13,7 +13,7 @@ from tests.hsm.site import CODE, ICCID, ISSUER, PIN, Calls, Site, order
 
 def test_values_of_the_hsm_hide_their_secrets(site: Site) -> None:
     with site.engine() as engine:
-        keys = engine.open_channel(ChannelOrder(ISSUER, 1, ICCID, 1, bytes(8)))
+        keys = engine.open_channel(ChannelOrder(ISSUER, 1, ICCID, 1, bytes(8), with_s_rmac=True))
         shown = "".join(map(repr, (engine, engine._session, engine.description, keys, order())))
     assert PIN not in shown
     assert CODE not in shown

@@ -11,7 +11,8 @@ import pytest
 from appliance.domain.issuance import Attempt, IssuanceRecord, State
 from appliance.domain.package import Header, KeyType, PendingPackage, SimPackage
 from appliance.errors import ApplianceError, Reason
-from appliance.issuing.vaults import VaultLost, Vaults, newest_sockets
+from appliance.issuing.link import VaultLost
+from appliance.issuing.vaults import Vaults, newest_sockets
 from appliance.vault.v1 import vault_pb2 as pb
 from tests.server.fake_vault import CAPACITY, FakeVault, pending_for
 from tests.server.site import ACTIVATION_CODE, APPLET_AID, WAIT

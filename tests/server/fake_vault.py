@@ -117,7 +117,10 @@ class FakeVault(VaultServiceServicer):
         for item in request.items:
             failure = await self._handle(context)
             self.channels.append(item)
-            yield pb.OpenChannelsResponse(failure=failure) if failure else pb.OpenChannelsResponse(keys=_keys(item))
+            if failure:
+                yield pb.OpenChannelsResponse(index=item.index, failure=failure)
+            else:
+                yield pb.OpenChannelsResponse(index=item.index, keys=_keys(item))
 
     async def VerifyReceipts(  # noqa: N802 (the proto's)
         self, request: pb.VerifyReceiptsRequest, context: Context
@@ -186,4 +189,5 @@ def good_receipt(header: bytes, certificate: bytes) -> bytes:
 def _keys(item: pb.ChannelItem) -> pb.ChannelKeys:
     challenge = card_challenge(K_ENC, item.sequence_counter, SSD_AID, Mode(len(item.host_challenge)))
     keys = derive_session_keys(K_ENC, K_MAC, item.host_challenge, challenge)
-    return pb.ChannelKeys(card_challenge=challenge, s_enc=keys.s_enc, s_mac=keys.s_mac, s_rmac=keys.s_rmac)
+    s_rmac = keys.s_rmac if item.with_s_rmac else b""
+    return pb.ChannelKeys(card_challenge=challenge, s_enc=keys.s_enc, s_mac=keys.s_mac, s_rmac=s_rmac)

@@ -84,6 +84,7 @@ async def test_a_channel_is_opened_and_a_wrong_receipt_rejected(stub: "VaultServ
         iccid=ICCID.ef_coding,
         sequence_counter=1,
         host_challenge=b"\1" * 8,
+        with_s_rmac=True,
     )
     (opened,) = [response async for response in stub.OpenChannels(pb.OpenChannelsRequest(items=[channel]))]
     assert {len(opened.keys.s_enc), len(opened.keys.s_mac), len(opened.keys.s_rmac)} == {16}

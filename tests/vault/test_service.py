@@ -192,11 +192,13 @@ async def test_a_completion_becomes_exactly_its_order(vault: Served) -> None:
 
 async def test_a_channel_becomes_its_order_and_answers_all_its_keys(vault: Served) -> None:
     vault.engine.answer = lambda _: ChannelKeys(b"challenge", b"enc", b"mac", b"rmac")
-    item = pb.ChannelItem(index=1, sim_issuer="mno", kvn=2, iccid=b"i", sequence_counter=5, host_challenge=b"h")
+    item = pb.ChannelItem(
+        index=1, sim_issuer="mno", kvn=2, iccid=b"i", sequence_counter=5, host_challenge=b"h", with_s_rmac=True
+    )
     responses = [response async for response in vault.stub.OpenChannels(pb.OpenChannelsRequest(items=[item]))]
     keys = pb.ChannelKeys(card_challenge=b"challenge", s_enc=b"enc", s_mac=b"mac", s_rmac=b"rmac")
     assert responses == [pb.OpenChannelsResponse(index=1, keys=keys)]
-    assert vault.engine.orders == [ChannelOrder("mno", 2, b"i", 5, b"h")]
+    assert vault.engine.orders == [ChannelOrder("mno", 2, b"i", 5, b"h", with_s_rmac=True)]
 
 
 async def test_a_receipt_becomes_its_order_and_a_good_one_has_no_failure(vault: Served) -> None:

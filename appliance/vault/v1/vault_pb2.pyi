@@ -397,6 +397,7 @@ class ChannelItem(_message.Message):
     ICCID_FIELD_NUMBER: _builtins.int
     SEQUENCE_COUNTER_FIELD_NUMBER: _builtins.int
     HOST_CHALLENGE_FIELD_NUMBER: _builtins.int
+    WITH_S_RMAC_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Echoed in the result."""
     sim_issuer: _builtins.str
@@ -409,6 +410,8 @@ class ChannelItem(_message.Message):
     """1 to 16777215."""
     host_challenge: _builtins.bytes
     """8 bytes (S16: 16)."""
+    with_s_rmac: _builtins.bool
+    """Whether S-RMAC is wanted too: only who checks responses needs it."""
     def __init__(
         self,
         *,
@@ -418,10 +421,11 @@ class ChannelItem(_message.Message):
         iccid: _builtins.bytes = ...,
         sequence_counter: _builtins.int = ...,
         host_challenge: _builtins.bytes = ...,
+        with_s_rmac: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_challenge", b"host_challenge", "iccid", b"iccid", "index", b"index", "kvn", b"kvn", "sequence_counter", b"sequence_counter", "sim_issuer", b"sim_issuer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_challenge", b"host_challenge", "iccid", b"iccid", "index", b"index", "kvn", b"kvn", "sequence_counter", b"sequence_counter", "sim_issuer", b"sim_issuer", "with_s_rmac", b"with_s_rmac"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,7 +484,7 @@ class ChannelKeys(_message.Message):
     s_mac: _builtins.bytes
     """Likewise."""
     s_rmac: _builtins.bytes
-    """Likewise."""
+    """Likewise; empty where it was not asked for."""
     def __init__(
         self,
         *,

@@ -156,7 +156,8 @@ def recover(given: Given, keys: Any) -> Any:
 def open_channel(given: Given, keys: Any, sequence_counter: int, host_challenge: str) -> Any:
     """Session keys of one channel."""
     with given.site(keys).engine() as engine:
-        order = ChannelOrder(site.ISSUER, 1, site.ICCID, sequence_counter, bytes.fromhex(host_challenge))
+        challenge = bytes.fromhex(host_challenge)
+        order = ChannelOrder(site.ISSUER, 1, site.ICCID, sequence_counter, challenge, with_s_rmac=True)
         keys_of_session = engine.open_channel(order)
         return {name: value.hex() for name, value in asdict(keys_of_session).items()}
 
