@@ -1,6 +1,6 @@
 # Two commands for a newcomer on Debian 12: `make demo` and `make test`. Each installs what it lacks and can be repeated.
 .DELETE_ON_ERROR:
-.PHONY: help demo test lock fuzz soak bench stubs clean packages-demo packages-test
+.PHONY: help demo test lock fuzz soak bench stubs clean packages-demo packages-test packages-bench packages-fuzz
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 VENV := .venv
@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 PACKAGES_DEMO := python3-venv python3-dev gcc libc6-dev libssl-dev pkg-config softhsm2 openssl
 PACKAGES_TEST := $(PACKAGES_DEMO) libp11-kit-dev pcscd vsmartcard-vpcd opensc pcsc-tools \
 	iproute2 util-linux libnss3 opencryptoki p11-kit-modules systemd uidmap
+# Where there is a multi-buffer path to measure: Intel's library is for x86 alone.
+PACKAGES_BENCH := $(PACKAGES_DEMO) $(if $(filter x86_64,$(shell uname -m)),libipsec-mb-dev)
+PACKAGES_FUZZ := $(PACKAGES_DEMO) clang libclang-rt-14-dev
 PROTOS := $(shell find proto -name '*.proto')
 # What an installation is made of; the rest is read where it stands.
 BUILD := pyproject.toml setup.py $(wildcard appliance/apdu/engine/*.[ch])
@@ -17,7 +20,7 @@ help:
 	@echo "make test    every check: lint, types, import rules, stub freshness, all tests"
 	@echo "make fuzz    search for inputs that break a promise: FUZZ_RUNS executions of each target of tests/fuzz"
 	@echo "make soak    kill processes and fill disks for SOAK_SECONDS, at random, and the tests too long for make test"
-	@echo "make bench   measure Issue, FetchScript and ReportReceipt on this machine"
+	@echo "make bench   measure rendering, delivery and issuance on this machine; BENCH_OPTIONS=--quick for a glance"
 	@echo "make stubs   generate the gRPC stubs from proto/"
 	@echo "make lock    write requirements.lock, what the images install, from pyproject.toml"
 	@echo "make clean   remove build/ and caches"
@@ -32,15 +35,15 @@ test: packages-test $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 $(PYTEST_OPTIONS)
 
-fuzz: packages-demo $(VENV)/installed-fuzz
+fuzz: packages-fuzz $(VENV)/installed-fuzz
 	$(BIN)/python -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS)) $(FUZZ_TARGETS)
 
 soak: packages-test $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 -m soak $(PYTEST_OPTIONS)
 	$(BIN)/python -m tests.path.random_kills --seconds $(or $(SOAK_SECONDS),600)
 
-bench: packages-demo $(VENV)/installed
-	$(BIN)/python -m tests.bench.issue
+bench: packages-bench $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench $(BENCH_OPTIONS)
 
 stubs: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
@@ -55,6 +58,12 @@ packages-demo:
 
 packages-test:
 	@sh .ci/packages $(PACKAGES_TEST)
+
+packages-fuzz:
+	@sh .ci/packages $(PACKAGES_FUZZ)
+
+packages-bench:
+	@sh .ci/packages $(PACKAGES_BENCH)
 
 $(BIN)/python: | packages-demo
 	$(PYTHON) -m venv $(VENV)

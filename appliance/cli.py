@@ -23,6 +23,7 @@ COMMANDS = {
     "health": Command("appliance.server.probe", "tell whether the front or the vaults of this node serve"),
     "ledger": Command("appliance.ledger.command", "make or migrate the ledger, look at it, check it, back it up"),
     "hsm": Command("appliance.hsm.check.command", "examine the HSM in use, and try the known attacks on it"),
+    "scripts": Command("appliance.bureau.command", "render scripts for many SIMs from an export: no ledger, no HSM"),
     "vsim": Command("appliance.vsim.command", "a virtual SIM: personalise, play scripts, sign, attach to pcscd"),
     "demo": Command("appliance.demo.command", "make a throwaway appliance and play the whole path on it"),
 }

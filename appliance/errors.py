@@ -89,6 +89,8 @@ class Reason(StrEnum):
     MECHANISM_MISSING = "MECHANISM_MISSING"
     LEDGER_SCHEMA_MISMATCH = "LEDGER_SCHEMA_MISMATCH"
     COMPONENT_INVALID = "COMPONENT_INVALID"
+    EXPORT_INVALID = "EXPORT_INVALID"
+    FILE_UNUSABLE = "FILE_UNUSABLE"
 
 
 _BAD = Code.INVALID_ARGUMENT
@@ -156,6 +158,8 @@ REASONS: dict[Reason, Rule] = {
     Reason.MECHANISM_MISSING: Rule(_STATE, "The module lacks a mechanism, or it behaves otherwise than needed."),
     Reason.LEDGER_SCHEMA_MISMATCH: Rule(_STATE, "The ledger's schema is of another version than this program."),
     Reason.COMPONENT_INVALID: Rule(_BAD, "A key component or its check value is not valid."),
+    Reason.EXPORT_INVALID: Rule(_BAD, "An export of packages is damaged, or says what cannot be."),
+    Reason.FILE_UNUSABLE: Rule(_STATE, "A file or directory that a command was given cannot be read or written."),
 }
 
 

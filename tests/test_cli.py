@@ -48,6 +48,7 @@ def test_bad_settings_end_a_command_with_one_line_that_names_file_and_field(tmp_
 def test_a_command_does_not_load_the_parts_of_others(name: str) -> None:
     heavy = {"pkcs11", "sqlalchemy", "grpc"} - {
         "vsim": set[str](),
+        "scripts": set[str](),
         "vaults": set[str](),
         "run": set[str](),
         "serve": {"sqlalchemy", "grpc"},

@@ -13,6 +13,8 @@ AID_LENGTHS: Final = range(5, 17)
 KVN_RANGE: Final = range(0x01, 0x80)
 """GPC Card Specification 2.3.1, 11.8.2; 00 would mean "any"."""
 
+_SWAPPED: Final = bytes(byte >> 4 | byte << 4 & 0xF0 for byte in range(0x100))
+
 
 @dataclass(frozen=True)
 class Iccid:
@@ -56,9 +58,13 @@ class Iccid:
 
     @property
     def ef_coding(self) -> bytes:
-        """The 10 bytes of EF.ICCID: two digits a byte, the first in the low nibble, F behind 19 digits."""
-        padded = self.digits.ljust(2 * EF_ICCID_LENGTH, "F")
-        return bytes(int(padded[i + 1] + padded[i], 16) for i in range(0, len(padded), 2))
+        """The 10 bytes of EF.ICCID."""
+        return ef_coding(self.digits)
+
+
+def ef_coding(digits: str) -> bytes:
+    """The 10 bytes of EF.ICCID for 19 or 20 digits: two a byte, the first in the low nibble, F behind 19."""
+    return bytes.fromhex(digits.ljust(2 * EF_ICCID_LENGTH, "F")).translate(_SWAPPED)
 
 
 def luhn_check_digit(digits: str) -> str:

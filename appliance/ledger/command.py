@@ -1,16 +1,19 @@
-"""`appliance ledger`: makes, looks at, backs up and checks a ledger, beside a running front or without one."""
+"""`appliance ledger`: makes, looks at, backs up, checks and exports a ledger, beside a running front or without one."""
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection
 
 from appliance import config
+from appliance.errors import ApplianceError, Reason
 from appliance.ledger import database
 from appliance.ledger.backup import backup
+from appliance.ledger.export import Scripts, export
 from appliance.ledger.inspection import inspect
 from appliance.ledger.queries import counts
 from appliance.ledger.schema import SCHEMA_VERSION
@@ -23,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
         ApplianceError: what stood in the way.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.command == "export":
+        return _export(arguments)
     url = arguments.url or config.load(arguments.config).front.ledger
     match arguments.command:
         case "migrate":
@@ -56,7 +61,38 @@ def _parser() -> argparse.ArgumentParser:
         for name, purpose in purposes.items()
     }
     made["backup"].add_argument("destination", type=Path, metavar="DEST", help="a file that is not there yet")
+    _add_export(commands)
     return parser
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    exporting = commands.add_parser(
+        "export",
+        help="write the READY packages of a SIM issuer into a file, for `appliance scripts render`",
+        description="Writes the READY packages of a SIM issuer, as of now, into a file for a bureau. It holds no keys.",
+    )
+    exporting.add_argument("--config", type=Path, metavar="PATH", required=True, help="appliance.toml")
+    exporting.add_argument("--sim-issuer", metavar="NAME", required=True, help="as in sim_issuers/NAME.toml")
+    exporting.add_argument("--counter", type=int, default=1, metavar="N", help="first sequence counter (%(default)s)")
+    exporting.add_argument("--window", type=int, default=1, metavar="W", help="scripts for each SIM (%(default)s)")
+    exporting.add_argument("destination", type=Path, metavar="DEST", help="a file that is not there yet")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    settings = config.load(arguments.config)
+    issuer = settings.sim_issuers.get(arguments.sim_issuer)
+    if issuer is None:
+        raise ApplianceError(
+            Reason.SIM_ISSUER_UNKNOWN,
+            f"SIM issuer {arguments.sim_issuer} is not declared.",
+            hint=f"Choose among {', '.join(settings.sim_issuers) or 'those that you declare in sim_issuers/'}.",
+            field="--sim-issuer",
+        )
+    scripts = Scripts(arguments.counter, arguments.window)
+    with _opened(settings.front.ledger) as connection:
+        count = export(connection, issuer, scripts, arguments.destination, datetime.now(UTC))
+    sys.stdout.write(f"{arguments.destination}: {count:,} packages, {arguments.destination.stat().st_size:,} bytes\n")
+    return 0
 
 
 @contextmanager

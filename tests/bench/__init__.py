@@ -1,1 +1,1 @@
-"""Measurements, not tests: `make bench`."""
+"""What `make bench` measures, and tests that it measures what it says."""

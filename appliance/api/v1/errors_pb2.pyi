@@ -134,6 +134,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The ledger's schema is of another version than this program."""
     ERROR_REASON_COMPONENT_INVALID: _ErrorReason.ValueType  # 49
     """INVALID_ARGUMENT. A key component or its check value is not valid."""
+    ERROR_REASON_EXPORT_INVALID: _ErrorReason.ValueType  # 56
+    """INVALID_ARGUMENT. An export of packages is damaged, or says what cannot be."""
+    ERROR_REASON_FILE_UNUSABLE: _ErrorReason.ValueType  # 57
+    """FAILED_PRECONDITION. A file or directory that a command was given cannot be read or written."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed. The comment starts with the status code."""
@@ -250,4 +254,8 @@ ERROR_REASON_LEDGER_SCHEMA_MISMATCH: ErrorReason.ValueType  # 48
 """FAILED_PRECONDITION. The ledger's schema is of another version than this program."""
 ERROR_REASON_COMPONENT_INVALID: ErrorReason.ValueType  # 49
 """INVALID_ARGUMENT. A key component or its check value is not valid."""
+ERROR_REASON_EXPORT_INVALID: ErrorReason.ValueType  # 56
+"""INVALID_ARGUMENT. An export of packages is damaged, or says what cannot be."""
+ERROR_REASON_FILE_UNUSABLE: ErrorReason.ValueType  # 57
+"""FAILED_PRECONDITION. A file or directory that a command was given cannot be read or written."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

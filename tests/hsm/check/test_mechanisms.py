@@ -152,7 +152,9 @@ def test_suite_01_takes_pkcs8_and_a_few_zero_bytes(payload: bytes, serves: bool)
     assert found.serves_suite_01 is serves
 
 
-@pytest.mark.parametrize("wrapped", [b"", bytes(80), kwp(b"no key"), kwp(der(RSA))], ids=len)
+@pytest.mark.parametrize(
+    "wrapped", [b"", bytes(80), kwp(b"no key"), kwp(der(RSA))], ids=["nothing", "zeros", "text", "RSA"]
+)
 def test_what_is_not_this_key_is_not_recognised(wrapped: bytes) -> None:
     assert recognise(KEY, wrapped, spki(P256)) is None
 
