@@ -99,20 +99,21 @@ static int as_order(PyObject *object, script_order *out) {
 
 typedef struct {
     script_order order;
-    uint8_t *out; /* NULL where the order was refused */
+    PyObject *made; /* the answer; in no list yet, where other threads could come by it */
+    uint8_t *out;   /* its bytes, where the order was not refused */
     engine_error error;
 } job;
 
 static void render_all(engine *e, job *jobs, Py_ssize_t count, script_form form) {
     for (Py_ssize_t i = 0; i < count; i++)
-        if (jobs[i].out) jobs[i].error = script_render(e, &jobs[i].order, form, jobs[i].out);
+        if (!jobs[i].error) jobs[i].error = script_render(e, &jobs[i].order, form, jobs[i].out);
 }
 
-/* The jobs of a batch and, for each that is not refused, the bytes object that it will be rendered into. */
-static int prepare(PyObject *items, Py_ssize_t count, script_form form, job *jobs, PyObject *answers) {
+/* The jobs of a batch, each with its refusal or the bytes object that it will be rendered into. */
+static int prepare(PyObject *items, Py_ssize_t count, script_form form, job *jobs) {
     PyObject *seen = NULL; /* the route of the order before: a batch has few */
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *item = PyTuple_GetItem(items, i), *made;
+        PyObject *item = PyTuple_GetItem(items, i);
         if (!as_order(item, &jobs[i].order)) return 0;
         PyObject *route = PyTuple_GetItem(item, 0);
         if (route == seen)
@@ -122,20 +123,30 @@ static int prepare(PyObject *items, Py_ssize_t count, script_form form, job *job
         seen = route;
         size_t size = 0;
         jobs[i].error = script_size(&jobs[i].order, form, &size);
-        made = answer(jobs[i].error, NULL, size);
-        if (!made || PyList_SetItem(answers, i, made)) return 0;
-        if (!jobs[i].error) jobs[i].out = (uint8_t *)PyBytes_AsString(made);
+        jobs[i].made = answer(jobs[i].error, NULL, size);
+        if (!jobs[i].made) return 0;
+        if (!jobs[i].error) jobs[i].out = (uint8_t *)PyBytes_AsString(jobs[i].made);
     }
     return 1;
+}
+
+/* The list of the answers, or NULL where libcrypto failed. */
+static PyObject *answers_of(job *jobs, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (jobs[i].error == ENGINE_LIBCRYPTO) return answer(ENGINE_LIBCRYPTO, NULL, 0);
+    PyObject *answers = PyList_New(count);
+    for (Py_ssize_t i = 0; answers && i < count; i++) {
+        PyList_SetItem(answers, i, jobs[i].made);
+        jobs[i].made = NULL;
+    }
+    return answers;
 }
 
 PyDoc_STRVAR(render_doc, "render(orders, form) -> list: for each order its script, or the name of what is wrong.");
 
 static PyObject *render(PyObject *module, PyObject *args) {
     PyObject *given, *items, *answers = NULL;
-    int form, good = 0;
-    job *jobs = NULL;
-    engine *e = NULL;
+    int form;
     if (!PyArg_ParseTuple(args, "Oi", &given, &form)) return NULL;
     if (form < 0 || form >= FORMS) {
         PyErr_Format(PyExc_ValueError, "there is no form %d", form);
@@ -144,24 +155,21 @@ static PyObject *render(PyObject *module, PyObject *args) {
     items = PySequence_Tuple(given);
     if (!items) return NULL;
     Py_ssize_t count = PyTuple_Size(items);
-    jobs = PyMem_Calloc((size_t)count + 1, sizeof *jobs);
-    if (!jobs) PyErr_NoMemory();
-    if (!jobs || !(answers = PyList_New(count)) || !prepare(items, count, (script_form)form, jobs, answers) ||
-        !(e = take(module)))
-        goto end;
-    Py_BEGIN_ALLOW_THREADS
-    render_all(e, jobs, count, (script_form)form);
-    Py_END_ALLOW_THREADS
-    good = 1;
-    for (Py_ssize_t i = 0; i < count && good; i++)
-        if (jobs[i].error == ENGINE_LIBCRYPTO) good = answer(ENGINE_LIBCRYPTO, NULL, 0) != NULL;
-end:
-    if (e) put_back(module, e);
+    job *jobs = PyMem_Calloc((size_t)count + 1, sizeof *jobs);
+    engine *e = NULL;
+    if (!jobs)
+        PyErr_NoMemory();
+    else if (prepare(items, count, (script_form)form, jobs) && (e = take(module))) {
+        Py_BEGIN_ALLOW_THREADS
+        render_all(e, jobs, count, (script_form)form);
+        Py_END_ALLOW_THREADS
+        put_back(module, e);
+        answers = answers_of(jobs, count);
+    }
+    for (Py_ssize_t i = 0; jobs && i < count; i++) Py_XDECREF(jobs[i].made);
     PyMem_Free(jobs);
     Py_DECREF(items);
-    if (good) return answers;
-    Py_XDECREF(answers);
-    return NULL;
+    return answers;
 }
 
 /* Sessions */
