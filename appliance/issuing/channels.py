@@ -8,8 +8,8 @@
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,26 +24,29 @@ BATCH_MAX: Final = 64
 """Larger batches gain little and make who comes next wait; the protocol's limit is 1,000."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Waiting:
     item: pb.ChannelItem
     until: float
     answer: asyncio.Future[pb.ChannelKeys] = field(repr=False)  # a future shows its result
+    taken: bool = False
 
 
 class Channels:
     """Collects items and sends them.
 
     Args:
-        choose: waits until the time given for the least loaded vault with room; raises ApplianceError then.
-        serving: how many vaults there are.
+        links: the vaults there are.
+        nowhere: why an item found no vault with room.
     """
 
-    def __init__(self, choose: Callable[[float], Awaitable[Link]], serving: Callable[[], int]) -> None:
-        self._choose = choose
-        self._serving = serving
+    def __init__(self, links: Callable[[], Iterable[Link]], nowhere: Callable[[], ApplianceError]) -> None:
+        self._links = links
+        self._nowhere = nowhere
         self._waiting: deque[_Waiting] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], Link] = {}
+        self._dispatching: asyncio.Handle | None = None
+        self._closed = False
 
     async def open(self, item: pb.ChannelItem, until: float) -> pb.ChannelKeys:
         """The session keys of one item; `until` is how long it waits for a vault with room (the loop's time).
@@ -51,56 +54,71 @@ class Channels:
         Raises:
             VaultLost, ApplianceError
         """
-        waiting = _Waiting(item, until, asyncio.get_running_loop().create_future())
+        if self._closed:
+            raise self._nowhere()
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(item, until, loop.create_future())
         self._waiting.append(waiting)
-        self._dispatch()
-        return await waiting.answer
+        self.dispatch()
+        patience = loop.call_at(until, self._lose_patience, waiting)
+        try:
+            return await waiting.answer
+        finally:
+            patience.cancel()
 
     async def close(self) -> None:
         """Ends every call; who still waits is cancelled."""
-        for call in self._calls:
-            call.cancel()
+        self._closed = True
         for waiting in self._waiting:
             waiting.answer.cancel()
         self._waiting.clear()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    def dispatch(self) -> None:
+        """Has what waits sent, as far as there is room; to be called whenever there may be more of it.
+
+        Not at once, so that what is asked for together goes together.
+        """
+        if self._waiting and self._dispatching is None:
+            self._dispatching = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Begins a call where there may be one more."""
-        if self._waiting and len(self._calls) < CALLS * max(1, self._serving()):
-            call = asyncio.create_task(self._call())
-            self._calls.add(call)
+        self._dispatching = None
+        while self._waiting and (free := self._free()):
+            link = min(free, key=lambda link: link.load)
+            share = -(-len(self._waiting) // len(free))
+            if not (batch := self._take(min(share, link.room, BATCH_MAX))):
+                return
+            link.in_flight += len(batch)
+            call = asyncio.create_task(self._send(link, batch))
+            self._calls[call] = link
             call.add_done_callback(self._ended)
 
+    def _free(self) -> list[Link]:
+        """The vaults with room that have the fewest calls; none where all have `CALLS`."""
+        calls = Counter(self._calls.values())
+        fewest = min((calls[link] for link in self._links() if link.room > 0), default=CALLS)
+        return [link for link in self._links() if link.room > 0 and calls[link] == fewest < CALLS]
+
     def _ended(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
-        self._dispatch()
-
-    async def _call(self) -> None:
-        """One call to one vault, of all that waits when there is one with room; of nothing, where another was first."""
-        first = self._first()
-        if first is None:
-            return
-        try:
-            link = await self._choose(first.until)
-        except ApplianceError as nowhere:
-            _refuse(first, nowhere)
-            return
-        batch = self._take(min(link.room, BATCH_MAX))
-        self._dispatch()
-        if batch:
-            await self._send(link, batch)
-
-    def _first(self) -> _Waiting | None:
-        while self._waiting and self._waiting[0].answer.done():
-            self._waiting.popleft()
-        return self._waiting[0] if self._waiting else None
+        del self._calls[call]
+        self.dispatch()
 
     def _take(self, count: int) -> list[_Waiting]:
         batch: list[_Waiting] = []
-        while len(batch) < count and self._first() is not None:
-            batch.append(self._waiting.popleft())
+        while self._waiting and len(batch) < count:
+            waiting = self._waiting.popleft()
+            if not waiting.answer.done():
+                waiting.taken = True
+                batch.append(waiting)
         return batch
+
+    def _lose_patience(self, waiting: _Waiting) -> None:
+        if not waiting.taken:
+            _end(waiting, self._nowhere())
 
     async def _send(self, link: Link, batch: list[_Waiting]) -> None:
         unanswered = dict(enumerate(batch))
@@ -109,9 +127,9 @@ class Channels:
             item = request.items.add()
             item.CopyFrom(waiting.item)
             item.index = index
-        link.in_flight += len(unanswered)
-        call = link.stub.OpenChannels(request, timeout=CALL_TIMEOUT)
+        call = None
         try:
+            call = link.stub.OpenChannels(request, timeout=CALL_TIMEOUT)
             async for response in responses(call):
                 if response.index not in unanswered:
                     raise VaultLost
@@ -136,7 +154,8 @@ class Channels:
                 _end(waiting, error)
             raise
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             link.in_flight -= len(unanswered)
             link.changed()
 
@@ -144,10 +163,19 @@ class Channels:
         """Refuses them, or has them sent again where the vault has not taken them."""
         if error.reason in NOT_TAKEN:
             link.full()
-            self._waiting.extendleft(reversed(items))
+            self._put_back(items)
             return
         for waiting in items:
             _refuse(waiting, error)
+
+    def _put_back(self, items: list[_Waiting]) -> None:
+        now = asyncio.get_running_loop().time()
+        for waiting in reversed(items):
+            waiting.taken = False
+            self._waiting.appendleft(waiting)
+            if now >= waiting.until:
+                self._lose_patience(waiting)
+        self.dispatch()
 
 
 def _refuse(waiting: _Waiting, error: ApplianceError) -> None:

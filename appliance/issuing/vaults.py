@@ -57,7 +57,7 @@ class Vaults:
         self._directory = directory
         self._patience = patience
         self._links: dict[str, Link] = {}
-        self._channels = Channels(self._choose, lambda: sum(link.serving for link in self._links.values()))
+        self._channels = Channels(self._links.values, self._none)
         self._admitted = 0
         self._changed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
@@ -246,6 +246,7 @@ class Vaults:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._channels.dispatch()
 
     async def _change(self, until: float) -> None:
         await self.change(until - asyncio.get_running_loop().time())

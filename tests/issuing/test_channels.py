@@ -280,25 +280,90 @@ async def test_a_call_that_is_refused_as_a_whole_goes_to_another_vault(vaults: V
 async def test_what_comes_back_goes_to_as_many_vaults_as_have_room(vaults: Vaults, sockets: Path) -> None:
     async with CountingVault(sockets, "v0-1", answers=0) as one, CountingVault(sockets, "v1-1", answers=0) as other:
         await until("v0-1 v1-1", vaults)
-        tasks = []
-        for counter in range(1, CAPACITY + 1):
-            tasks += asking(vaults, [counter])
-            await asyncio.sleep(0.02)
+        tasks = asking(vaults, (1, 2))
+        await one.begun()
+        await other.begun()
         async with CountingVault(sockets, "v2-1") as draining:
             draining.ends_with = ApplianceError(Reason.DRAINING, "Ends.", hint="Another one.")
             await until("v0-1 v1-1 v2-1", vaults)
-            tasks += asking(vaults, range(CAPACITY + 1, 2 * CAPACITY + 1))
+            tasks += asking(vaults, range(3, 3 + CAPACITY))
             await draining.begun()
-            await one.begun(3)
-            await other.begun(3)
-            assert [len(vault.calls[-1]) for vault in (draining, one, other)] == [
-                CAPACITY,
-                CAPACITY // 2,
-                CAPACITY // 2,
-            ]
+            await one.begun()
+            await other.begun()
+            assert [len(vault.calls[-1]) for vault in (draining, one, other)] == [4, 2, 2]
         for vault in (one, other):
             vault.answer()
         await asyncio.gather(*tasks)
+
+
+async def test_what_is_asked_for_in_one_breath_is_shared_by_the_vaults(vaults: Vaults, sockets: Path) -> None:
+    async with CountingVault(sockets, "v0-1") as one, CountingVault(sockets, "v1-1") as other:
+        await until("v0-1 v1-1", vaults)
+        await asyncio.gather(*asking(vaults, range(1, 6)))
+        assert sorted(len(call) for call in one.calls + other.calls) == [2, 3]
+
+
+async def test_a_vault_that_hangs_takes_no_calls_from_the_others(vaults: Vaults, sockets: Path) -> None:
+    async with CountingVault(sockets, "v0-1", answers=0) as hanging, CountingVault(sockets, "v1-1") as other:
+        await until("v0-1 v1-1", vaults)
+        tasks: list[asyncio.Task[OpenChannel]] = []
+        while len(hanging.calls) < CALLS:
+            tasks += asking(vaults, [len(tasks) + 1])
+            await asyncio.sleep(0.02)
+        for counter in range(100, 110):
+            assert_keys(await ask(vaults, counter), counter)
+        assert other.calls[-1] == [109]
+        hanging.answer()
+        await asyncio.gather(*tasks)
+
+
+async def test_what_waits_goes_to_a_vault_that_begins_to_serve(vaults: Vaults, sockets: Path) -> None:
+    async with CountingVault(sockets, answers=0) as vault:
+        await vaults.wait_ready(WAIT)
+        tasks = await busy(vaults, vault)
+        [waiting] = asking(vaults, [3])
+        async with CountingVault(sockets, "v1-1") as other:
+            assert_keys(await waiting, 3)
+            assert other.calls == [[3]]
+        vault.answer()
+        await asyncio.gather(*tasks)
+
+
+async def test_what_a_vault_did_not_take_goes_on_while_it_works_on_the_rest(vaults: Vaults, sockets: Path) -> None:
+    async with CountingVault(sockets, answers=0) as vault:
+        await vaults.wait_ready(WAIT)
+        vault.refuses = {1: Reason.DRAINING}
+        tasks = asking(vaults, (1, 2))
+        await vault.begun()
+        async with CountingVault(sockets, "v1-1") as other:
+            await until("v0-1 v1-1", vaults)
+            vault.answer(1)
+            assert_keys(await tasks[0], 1)
+            assert other.calls == [[1]]
+        vault.answer()
+        assert_keys(await tasks[1], 2)
+
+
+async def test_patience_of_what_waits_ends_while_calls_are_on_their_way(sockets: Path) -> None:
+    async with CountingVault(sockets, answers=0) as vault, Vaults(sockets, patience=0.3) as vaults:
+        await vaults.wait_ready(WAIT)
+        tasks = await busy(vaults, vault)
+        with pytest.raises(ApplianceError) as caught:
+            await ask(vaults, 3)
+        assert caught.value.reason is Reason.VAULTS_BUSY
+        vault.answer()
+        await asyncio.gather(*tasks)
+        assert vault.calls == [[1], [2]]
+
+
+async def test_after_the_end_nothing_is_taken(sockets: Path) -> None:
+    async with CountingVault(sockets) as vault:
+        async with Vaults(sockets, patience=WAIT) as vaults:
+            await vaults.wait_ready(WAIT)
+        with pytest.raises(ApplianceError) as caught:
+            await ask(vaults, 1)
+        assert caught.value.reason is Reason.VAULTS_UNAVAILABLE
+        assert vault.calls == []
 
 
 async def test_a_call_that_fails_as_a_whole_is_an_error_of_its_own_for_each(vaults: Vaults, sockets: Path) -> None:
