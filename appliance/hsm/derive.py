@@ -10,6 +10,7 @@ from typing import Any
 from pkcs11 import Attribute, Mechanism
 
 from appliance.domain import derivation
+from appliance.errors import ApplianceError, Reason
 from appliance.hsm.keys import Role, template, verify_attributes
 from appliance.hsm.module import TokenSession
 from appliance.hsm.objects import Attributes, Key
@@ -61,8 +62,19 @@ def encrypt_block(session: TokenSession, key: Any, block: bytes) -> bytes:
 
 
 def value(session: TokenSession, key: Key) -> bytes:
-    """The value of a readable throwaway key."""
-    return session.read(key, Attributes.asking([Attribute.VALUE]))[Attribute.VALUE]
+    """The value of a readable throwaway key.
+
+    Raises:
+        ApplianceError: TOKEN_FAULT.
+    """
+    found = session.read(key, Attributes.asking([Attribute.VALUE])).get(Attribute.VALUE)
+    if not found:
+        raise ApplianceError(
+            Reason.TOKEN_FAULT,
+            "The HSM does not give the value of a throwaway key that it made readable.",
+            hint="Look at the HSM: it must keep to the template of a key that it derives.",
+        )
+    return found
 
 
 def cmac(session: TokenSession, key: Any, message: bytes) -> bytes:

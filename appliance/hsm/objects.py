@@ -6,7 +6,7 @@ calls of an order. These go to the module that it has loaded, in a session that 
 
 import ctypes
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -20,8 +20,6 @@ _ANSWER_BYTES: Final = 8192
 ATTRIBUTE_BYTES: Final = 1024
 """More than any attribute has that is read here: the modulus of RSA-8192."""
 _WORD: Final = ctypes.sizeof(ctypes.c_ulong)
-_NOT_GIVEN: Final = ctypes.c_ulong(-1).value
-"""CK_UNAVAILABLE_INFORMATION."""
 _SOME_NOT_GIVEN: Final = frozenset({0x11, 0x12, 0x150})
 """ATTRIBUTE_SENSITIVE, ATTRIBUTE_TYPE_INVALID, BUFFER_TOO_SMALL: the others are given all the same (v2.40, 5.7)."""
 
@@ -49,7 +47,7 @@ class Attributes:
             self._starts.append(len(laid_out))
             laid_out += value.ljust(-(-len(value) // _WORD) * _WORD, b"\x00")
         self._room = ctypes.create_string_buffer(bytes(laid_out))
-        self._lengths: list[ctypes.c_ulong | int] = [len(value) for value in values.values()]
+        self._lengths: Final[Sequence[int]] = [len(value) for value in values.values()]
         addresses = [ctypes.addressof(self._room) + start for start in self._starts]
         entries = zip(self.types, addresses, map(len, values.values()), strict=True)
         self.words = (_ulong * (3 * len(values)))(*chain.from_iterable(entries))
@@ -67,16 +65,12 @@ class Attributes:
     def clear(self) -> None:
         """Makes room again."""
         ctypes.memset(self._room, 0, len(self._room))
-        self.words[2::3] = self._lengths
+        self.words[2::3] = list(self._lengths)
 
     def given(self) -> dict[Attribute, bytes]:
-        """What was filled in."""
-        room, lengths = self._room.raw, self.words[2::3]
-        return {
-            attribute: room[start : start + length]
-            for attribute, start, length in zip(self.types, self._starts, lengths, strict=True)
-            if length != _NOT_GIVEN
-        }
+        """What was filled in. What is said to be longer than its room is not; CK_UNAVAILABLE_INFORMATION is so long."""
+        room, filled = self._room.raw, zip(self.types, self._starts, self._lengths, self.words[2::3], strict=True)
+        return {attribute: room[start : start + length] for attribute, start, most, length in filled if length <= most}
 
 
 class _Mechanism(ctypes.Structure):

@@ -10,7 +10,7 @@ import pytest
 from pkcs11 import Attribute, Mechanism
 
 from appliance.domain.package import KeyType
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, Reason
 from appliance.hsm import cryptoki, derive, pairs, probe
 from appliance.hsm.keys import TEMPLATES, Role
 from appliance.hsm.module import TokenSession
@@ -91,6 +91,22 @@ def test_module_that_gives_everything_and_says_that_it_does_not_is_not_believed(
         with pytest.raises(ApplianceError) as fault:
             session.read(key, Attributes.asking([Attribute.WRAP]))
         assert fault.value.facts["call"] == "read"
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2000])
+def test_value_that_a_module_says_to_have_given_and_has_not_is_a_fault(
+    site: Site, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    def nothing(_session: int, _key: int, words: Any, _count: int) -> int:
+        words[2] = length
+        return 0
+
+    with site.session() as session:
+        key = aes(session)
+        monkeypatch.setattr(session._calls, "_read", nothing)
+        with pytest.raises(ApplianceError) as caught:
+            derive.value(session, key)
+        assert caught.value.reason is Reason.TOKEN_FAULT
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 33, 5000])
