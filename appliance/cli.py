@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +22,9 @@ COMMANDS = {
     "vaults": Command("appliance.supervisor", "ask for the PIN and keep the vault processes running"),
     "serve": Command("appliance.server.main", "serve the public API (the front: no PIN, no PKCS#11)"),
     "health": Command("appliance.server.probe", "tell whether the front or the vaults of this node serve"),
-    "ledger": Command("appliance.ledger.command", "make or migrate the ledger, look at it, check it, back it up"),
+    "ledger": Command(
+        "appliance.ledger.command", "make, migrate, look at, check or back up the ledger, or export from it"
+    ),
     "hsm": Command("appliance.hsm.check.command", "examine the HSM in use, and try the known attacks on it"),
     "scripts": Command("appliance.bureau.command", "render scripts for many SIMs from an export: no ledger, no HSM"),
     "vsim": Command("appliance.vsim.command", "a virtual SIM: personalise, play scripts, sign, attach to pcscd"),
@@ -60,9 +63,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         status: int = importlib.import_module(COMMANDS[name].module).main(rest)
+        if sys.stdout:  # None where the descriptor is closed
+            sys.stdout.flush()
     except ApplianceError as error:
         sys.stderr.write(f"appliance {name}: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        return 141  # as if SIGPIPE had ended it: 128 and the signal's number, as above
     return status
+
+
+def _is_read() -> bool:
+    """Whether standard output goes anywhere; where it does not (`| head`), what was still to be written is dropped."""
+    pipe = select.poll()
+    pipe.register(sys.stdout, 0)
+    if not pipe.poll(0):  # neither POLLERR nor POLLHUP
+        return True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return False

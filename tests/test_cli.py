@@ -1,12 +1,16 @@
 """The `appliance` command: its table, and what a wrong call gets."""
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from appliance.cli import COMMANDS, main
+from appliance.cli import COMMANDS, Command, main
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +46,39 @@ def test_bad_settings_end_a_command_with_one_line_that_names_file_and_field(tmp_
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert line.startswith("appliance serve: SETTINGS_INVALID: appliance.toml")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[object], int]], list[str]]:
+    """Makes a command of a function; answers the words that call it."""
+
+    def command(function: Callable[[object], int]) -> list[str]:
+        monkeypatch.setitem(sys.modules, "appliance.made", SimpleNamespace(main=function))
+        monkeypatch.setitem(COMMANDS, "made", Command("appliance.made", ""))
+        return ["made"]
+
+    return command
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])  # of which the one fails at the end alone
+def test_a_reader_that_leaves_ends_a_command_quietly(
+    size: int, made: Callable[[Callable[[object], int]], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as unread:  # whose end would fail too, if anything were left for it
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert main(made(lambda _: unread.write("x" * size))) == 128 + signal.SIGPIPE
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_standard_output(
+    made: Callable[[Callable[[object], int]], list[str]],
+) -> None:
+    def breaks(_: object) -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main(made(breaks))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -15,6 +15,7 @@ from appliance.bureau import keys
 from appliance.bureau.content import lines
 from appliance.bureau.export import MAX_WINDOW, Export
 from appliance.bureau.forms import FORMS
+from appliance.bureau.orders import require_keys
 from appliance.bureau.progress import shown
 from appliance.bureau.shards import FAILURES, Directory, Job
 from appliance.bureau.workers import Claim, Work, render_all
@@ -48,8 +49,10 @@ text form: an archive for each shard; one script out of it into a SIM in a reade
 
 exit status:
   0  all scripts are there, be it from an earlier run
-  1  some could not be made: failures.jsonl names each; or the run ended, and the error says how to go on
+  1  some could not be made: failures.jsonl names each with the way out, which is an export of those packages alone and
+     a new directory; or the run ended, and the error says how to go on
   2  the command was called wrongly
+  130  Ctrl-C: the same command goes on
 """
 
 
@@ -73,7 +76,6 @@ def _render(arguments: argparse.Namespace) -> int:
     job = Job(export.digest.hex(), arguments.form, arguments.window, arguments.shard_packages)
     directory = Directory(arguments.destination, job)
     if (made := directory.manifest()) is not None:
-        sys.stdout.write("everything is there already\n")
         return _told(directory, made, None)
     _check_keys(export, arguments)
     with ExitStack() as stack:
@@ -81,7 +83,11 @@ def _render(arguments: argparse.Namespace) -> int:
         if static:
             static.check(export.head.routes)
         shards = export.shards(job.shard_packages)
+        if static:
+            require_keys(export, static)
         claim = Claim(stack.enter_context(directory.claimed()))
+        if (made := directory.manifest()) is not None:  # another run came to its end while this one waited for it
+            return _told(directory, made, None)
         waiting = [shard for shard in shards if not directory.finished(shard.number)]
         left = sum(shard.packages for shard in waiting)
         try:
@@ -97,6 +103,8 @@ def _render(arguments: argparse.Namespace) -> int:
 
 
 def _told(directory: Directory, made: dict[str, Any], seconds: float | None) -> int:
+    if seconds is None:
+        sys.stdout.write("everything is there already\n")
     taken = "" if seconds is None else f" in {seconds:.1f} s"
     sys.stdout.write(
         f"{directory.path}: {made['scripts']:,} scripts for {made['packages']:,} packages "
@@ -151,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_number(MAX_WINDOW),
         default=0,
         metavar="W",
-        help="scripts for each SIM, for consecutive counters (what the export says)",
+        help="scripts for each package, for consecutive counters (what the export says; more than that makes several "
+        "for a counter where packages are for one SIM)",
     )
     render.add_argument(
         "--jobs",

@@ -6,27 +6,33 @@ An export is checked whole before anything is made from it: its end holds a dige
 import contextlib
 import hashlib
 import os
+import re
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from appliance.api.v1 import bureau_pb2 as pb
-from appliance.bureau.records import damaged, delimited, read
+from appliance.bureau.records import Record, damaged, delimited, read, varint
 from appliance.domain.keyset import Channel
-from appliance.domain.setting import SettingError
+from appliance.domain.setting import SETTING_NAME, SettingError
 from appliance.domain.sim import validate_aid, validate_kvn
 from appliance.errors import ApplianceError, Reason
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 FORMAT: Final = "sim-packages-1"
 MAX_WINDOW: Final = 1000
 """Scripts for one SIM; where its counter runs on further, another export is made."""
 KCV_LENGTH: Final = 3
 
+_SIM_ISSUER: Final = re.compile(f"simIssuers/{SETTING_NAME.pattern}")
 _END: Final = b"\x22\x0a\x20"
 """What ExportEnd begins with, its length included: 34 bytes, of which 32 are field 1."""
 _END_BYTES: Final = len(_END) + hashlib.sha256().digest_size
@@ -43,8 +49,8 @@ class Shard(NamedTuple):
     packages: int
     offset: int
     end: int
-    before: int
-    """Offset of the record in front of the first; `offset` where that is the head."""
+    digest: bytes
+    """SHA-256 of its records (`take`) when the export was checked: what is rendered must be the same."""
 
 
 @dataclass(frozen=True)
@@ -93,29 +99,45 @@ class Export:
     def shards(self, size: int) -> list[Shard]:
         """Its packages in runs of `size`, the last one shorter, after all of the file was read and found whole.
 
+        Each issuance stands in it once, and they ascend: so no two shards make scripts for the same one.
+
         Raises:
             ApplianceError: EXPORT_INVALID naming record and offset.
         """
         made: list[Shard] = []
-        number, previous = 0, self.body
-        with ThreadPoolExecutor(1) as beside, opened(self.path) as file:
-            digest = beside.submit(self._digest)
-            for record in read(file, self.body, self.end, 1):
+        number, last, wrong = 0, "", None
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(1) as beside:
+            whole = beside.submit(self._digest)
+            for record in self.records():
                 number = record.number
+                if wrong is None:
+                    try:
+                        last = _next_issuance(record, last)
+                    except ApplianceError as error:  # perhaps no more than a sign of damage, which is told then
+                        wrong = error
                 if (number - 1) % size == 0:
                     if made:
-                        made[-1] = made[-1]._replace(packages=size, end=record.offset)
-                    made.append(Shard(len(made), number, 0, record.offset, self.end, previous))
-                previous = record.offset
+                        made[-1] = made[-1]._replace(packages=size, end=record.offset, digest=digest.digest())
+                    made.append(Shard(len(made), number, 0, record.offset, self.end, b""))
+                    digest = hashlib.sha256()
+                take(digest, record)
         if number != self.head.packages:
             raise damaged(
                 f"The head tells of {self.head.packages} packages, but record {number} is the last.", record=number
             )
-        if digest.result() != self.digest:
+        if whole.result() != self.digest:
             raise self._damage()
+        if wrong is not None:
+            raise wrong
         if made:
-            made[-1] = made[-1]._replace(packages=number - made[-1].first + 1)
+            made[-1] = made[-1]._replace(packages=number - made[-1].first + 1, digest=digest.digest())
         return made
+
+    def records(self) -> Iterator[Record]:
+        """All its packages, numbered from 1."""
+        with opened(self.path) as file:
+            yield from read(file, self.body, self.end, 1)
 
     def _digest(self) -> bytes:
         """Of everything in front of the end."""
@@ -128,16 +150,15 @@ class Export:
 
     def _damage(self) -> ApplianceError:
         """What is wrong where the digest is: the first package that is not as it was sealed, if it is one of those."""
-        with opened(self.path) as file:
-            for record in read(file, self.body, self.end, 1):
-                try:
-                    package = pb.ExportedPackage.FromString(record.content)
-                except DecodeError:
-                    break
-                if hashlib.sha256(package.package).digest() != package.package_sha256:
-                    break
-            else:
-                return damaged("The export is not as it was written: it has another digest than its end says.")
+        for record in self.records():
+            try:
+                package = package_of(record)
+            except ApplianceError:
+                break
+            if hashlib.sha256(package.package).digest() != package.package_sha256:
+                break
+        else:
+            return damaged("The export is not as it was written: it has another digest than its end says.")
         return damaged(
             f"Record {record.number} at offset {record.offset} is not as it was written.",
             record=record.number,
@@ -149,7 +170,7 @@ def write(path: Path, head: pb.ExportHead, packages: Iterable[pb.ExportedPackage
     """Write a new file of the owner's alone; it gets its name when it is whole and on the disk.
 
     Args:
-        path: not there yet.
+        path: not there yet; of two writers of one name the first to be ready has it.
         head: its `format` is filled in here.
         packages: as many as the head says, in the order of `issuance`.
 
@@ -160,16 +181,15 @@ def write(path: Path, head: pb.ExportHead, packages: Iterable[pb.ExportedPackage
         ApplianceError: FILE_UNUSABLE; whatever `packages` raises. Nothing is left then.
     """
     if path.exists():
-        raise _unusable(path, "is there already", "Name a new file.")
-    partial = path.with_name(path.name + ".partial")
+        raise _there(path)
     digest = hashlib.sha256()
     head.format = FORMAT
     number, last = 0, ""
     with translated(path):
-        partial.unlink(missing_ok=True)
-        partial.touch(mode=0o600, exist_ok=False)
+        descriptor, name = tempfile.mkstemp(".partial", f"{path.name}.", path.parent)
+    partial = Path(name)
     try:
-        with translated(path), partial.open("wb") as file:
+        with translated(path), os.fdopen(descriptor, "wb") as file:
             for message in _messages(head, packages):
                 if isinstance(message, pb.ExportedPackage):
                     if message.issuance <= last:
@@ -184,7 +204,15 @@ def write(path: Path, head: pb.ExportHead, packages: Iterable[pb.ExportedPackage
             file.flush()
             os.fsync(file.fileno())
         with translated(path):
-            partial.rename(path)
+            try:
+                path.hardlink_to(partial)  # a rename would take the place of another writer's file
+            except FileExistsError:
+                raise _there(path) from None
+            except PermissionError:
+                raise _unusable(
+                    path, "lies in a file system without hard links", "Name a file in another, and copy it then."
+                ) from None
+            partial.unlink()
             sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -220,6 +248,28 @@ def sync(directory: Path) -> None:
         os.close(descriptor)
 
 
+def package_of(record: Record) -> pb.ExportedPackage:
+    """What stands in a record.
+
+    Raises:
+        ApplianceError: EXPORT_INVALID naming it.
+    """
+    try:
+        return pb.ExportedPackage.FromString(record.content)
+    except DecodeError:
+        raise damaged(
+            f"Record {record.number} at offset {record.offset} is no ExportedPackage.",
+            record=record.number,
+            offset=record.offset,
+        ) from None
+
+
+def take(digest: "_Hash", record: Record) -> None:
+    """A record into the digest of its shard, behind its length."""
+    digest.update(varint(len(record.content)))
+    digest.update(record.content)
+
+
 def channel_of(route: pb.ExportRoute) -> Channel:
     """The channel's parameters, checked against each other as those of a settings file are.
 
@@ -249,6 +299,13 @@ def _head(file: BinaryIO, size: int) -> tuple[pb.ExportHead, int]:
 
 
 def _check_route(route: pb.ExportRoute, where: str) -> None:
+    if not _SIM_ISSUER.fullmatch(route.sim_issuer):
+        raise ApplianceError(
+            Reason.EXPORT_INVALID,
+            "This is not the name of a SIM issuer.",
+            hint="Write simIssuers/ and the issuer's name: lower-case letters, digits, hyphens.",
+            field=f"{where}.sim_issuer",
+        )
     try:
         validate_aid(route.ssd_aid, "ssd_aid")
         validate_kvn(route.kvn, "kvn")
@@ -264,6 +321,22 @@ def _check_route(route: pb.ExportRoute, where: str) -> None:
             hint="Have the export made again.",
             field=f"{where}.km_chan_kcv",
         )
+
+
+def _next_issuance(record: Record, last: str) -> str:
+    """The record's issuance, which comes behind the last one's."""
+    name = package_of(record).issuance
+    if record.number > 1 and name <= last:
+        again = "is there twice" if name == last else "stands behind one of a greater name"
+        raise ApplianceError(
+            Reason.EXPORT_INVALID,
+            f"Record {record.number} at offset {record.offset}: {name!r} {again}.",
+            hint="Have the export made with each package once, in the order of issuances.",
+            field="EXPORT",
+            record=record.number,
+            offset=record.offset,
+        )
+    return name
 
 
 def _cut_off(file: BinaryIO, head: pb.ExportHead, body: int, size: int) -> ApplianceError:
@@ -286,6 +359,10 @@ def _messages(
 ) -> Iterator[pb.ExportHead | pb.ExportedPackage]:
     yield head
     yield from packages
+
+
+def _there(path: Path) -> ApplianceError:
+    return _unusable(path, "is there already", "Name a new file.")
 
 
 def _unusable(path: Path, problem: str, hint: str) -> ApplianceError:

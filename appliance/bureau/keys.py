@@ -3,12 +3,13 @@
 They come through a descriptor, stand in wiped buffers, and go to the workers through pipes alone.
 """
 
-import binascii
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from string import hexdigits
 from typing import Final
 
 from appliance.apdu import engine
@@ -19,14 +20,27 @@ from appliance.domain.sim import KVN_RANGE, Iccid
 from appliance.errors import ApplianceError, Reason
 
 MASTER_BYTES: Final = 32
+SIM_BYTES: Final = (16, 24, 32)
 MAX_BYTES: Final = 1 << 24
 """Of the whole document: some 100,000 SIMs, each of which costs every worker a quarter of a KB."""
 FIELD: Final = "--keys-fd"
 
-_HEX: Final = re.compile(rb"[0-9A-Fa-f]+")
 _STDERR: Final = 2
-_COMMENT: Final = b"#"
-_WORDS: Final = 3
+_LINE: Final = re.compile(
+    rb"""[^\S\n]*+
+    (?: (?: (?P<iccid> [0-9]{19,20}+) [^\S\n]++ (?P<k_enc> [0-9A-Fa-f]++)
+          | (?:simIssuers/)? (?P<issuer> %b) [^\S\n]++ (?:0[xX])? (?P<kvn> [0-9A-Fa-f]{1,2}+)
+        ) [^\S\n]++ (?P<key> [0-9A-Fa-f]++)
+    )?+
+    [^\S\n]*+ (?: [#] [^\n]*+ )?+ (?: \n | \Z )"""
+    % SETTING_NAME.pattern.encode(),
+    re.VERBOSE,
+)
+"""One that is right in form, or empty. Only the names in it are ever taken out as objects that cannot be wiped."""
+_PAIRS: Final = {
+    int.from_bytes((high + low).encode(), sys.byteorder): int(high + low, 16) for high in hexdigits for low in hexdigits
+}
+"""What two hex digits say that are read as one number of the machine."""
 
 Name = tuple[str, int]
 """SIM issuer and KVN of a key set."""
@@ -98,11 +112,10 @@ def given(descriptor: int) -> Iterator[ChannelKeys]:
     keys = ChannelKeys({}, {})
     try:
         with memoryview(bytearray(MAX_BYTES + 1)) as document:
-            used = _fill(descriptor, document)
             try:
-                _parse(document[:used], keys)
+                _parse(document[: _fill(descriptor, document)], keys)
             finally:
-                document[:used] = bytes(used)
+                document[:] = bytes(len(document))
         yield keys
     finally:
         keys.wipe()
@@ -125,35 +138,49 @@ def _fill(descriptor: int, view: memoryview) -> int:
 
 
 def _parse(document: memoryview, keys: ChannelKeys) -> None:
-    for number, line in enumerate(bytes(document).split(b"\n"), 1):
-        words = line.partition(_COMMENT)[0].split()
-        if not words:
-            continue
+    at = number = 0
+    while at < len(document):
+        line, number = _LINE.match(document, at), number + 1
         try:
-            _take(words, keys)
+            if not line:
+                raise ValueError
+            _take(line, document, keys)
         except (ValueError, ApplianceError):
             # Without the cause: its text may hold what stands in the line.
             raise _invalid(
                 f"Line {number} is none that names a key set or a SIM.",
                 "Write SIM-ISSUER KVN KM-CHAN or ICCID K-ENC K-MAC, KVN and keys in hex, each once.",
             ) from None
+        at = line.end()
 
 
-def _take(words: list[bytes], keys: ChannelKeys) -> None:
-    if len(words) != _WORDS or not _HEX.fullmatch(words[2]):
-        raise ValueError
-    first, last = words[0].decode("ascii"), bytearray(binascii.unhexlify(words[2]))
-    if first.isdigit():
-        kdd, k_enc = Iccid.parse(first).ef_coding, bytearray(binascii.unhexlify(words[1]))
-        if len(k_enc) != len(last) or len(last) not in (16, 24, 32) or kdd in keys.sims:
+def _take(line: re.Match[bytes], document: memoryview, keys: ChannelKeys) -> None:
+    size = _digits(line, "key") / 2
+    if line["iccid"]:
+        kdd = Iccid.parse(line["iccid"].decode()).ef_coding
+        if _digits(line, "k_enc") / 2 != size or size not in SIM_BYTES or kdd in keys.sims:
             raise ValueError
-        keys.sims[kdd] = k_enc, last
-        return
-    name = first.removeprefix("simIssuers/"), int(words[1], 16)
-    if not SETTING_NAME.fullmatch(name[0]) or name[1] not in KVN_RANGE or len(last) != MASTER_BYTES:
-        raise ValueError
-    if keys.masters.setdefault(name, last) is not last:
-        raise ValueError
+        keys.sims[kdd] = _key(line, "k_enc", document), _key(line, "key", document)
+    elif line["issuer"]:
+        name = line["issuer"].decode(), int(line["kvn"], 16)
+        if name[1] not in KVN_RANGE or size != MASTER_BYTES or name in keys.masters:
+            raise ValueError
+        keys.masters[name] = _key(line, "key", document)
+
+
+def _digits(line: re.Match[bytes], key: str) -> int:
+    begin, end = line.span(key)
+    return end - begin
+
+
+def _key(line: re.Match[bytes], key: str, document: memoryview) -> bytearray:
+    """What these hex digits say, and no copy of them."""
+    begin, end = line.span(key)
+    pairs = document[begin:end].cast("H")
+    found = bytearray(len(pairs))
+    for index, pair in enumerate(pairs):
+        found[index] = _PAIRS[pair]
+    return found
 
 
 def name_of_key_set(route: pb.ExportRoute) -> Name:

@@ -3,14 +3,12 @@
 import os
 from typing import Final, NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from appliance.apdu import engine
 from appliance.apdu.scp03 import Mode
 from appliance.api.v1 import bureau_pb2 as pb
-from appliance.bureau.export import MAX_WINDOW, channel_of
-from appliance.bureau.keys import ChannelKeys, Name, name_of_key_set
-from appliance.bureau.records import Record, damaged
+from appliance.bureau.export import MAX_WINDOW, Export, channel_of, package_of
+from appliance.bureau.keys import FIELD, ChannelKeys, Name, name_of_key_set
+from appliance.bureau.records import Record
 from appliance.domain.derivation import MAX_SEQUENCE_COUNTER
 from appliance.domain.package import KeyType
 from appliance.domain.request import validate_issuance_name
@@ -62,7 +60,7 @@ class _Way(NamedTuple):
 
 
 class Plan:
-    """Takes the packages of an export in their order.
+    """Takes the packages of an export.
 
     Args:
         head: of the export.
@@ -76,26 +74,17 @@ class Plan:
         self._keys = keys
         self._challenges = _Challenges()
         self._window = window
-        self._last = ""
         self._ways: dict[tuple[int, bytes, int], _Way] = {}
 
-    def after(self, record: Record) -> None:
-        """The next package follows this one."""
-        self._last = _decoded(record).issuance
-
     def of(self, record: Record) -> list[Planned]:
-        """The orders of the next package.
+        """The orders of a package.
 
         Raises:
-            ApplianceError: what is wrong with it; the next one can be taken all the same.
+            ApplianceError: what is wrong with it; others can be taken all the same.
         """
-        package = _decoded(record)
+        package = package_of(record)
         name = package.issuance
         validate_issuance_name(name, "issuance")
-        if name <= self._last:
-            again = "is there twice" if name == self._last else "stands behind one of a greater name"
-            raise _invalid("issuance", f"{name} {again}.", "Write each package once, in the order of issuances.")
-        self._last = name
         known = package.route, package.applet_aid, package.key_type
         way = self._ways.get(known) or self._ways.setdefault(known, self._way(*known))
         iccid, content = package.iccid, package.package
@@ -155,16 +144,17 @@ class Plan:
 
 
 def _sessions(package: pb.ExportedPackage, content: bytes, way: _Way) -> list[tuple[int, engine.Order]]:
-    size, orders = way.key_bits // 8, []
+    size, orders, last = way.key_bits // 8, [], 0
     for number, session in enumerate(package.sessions):
         counter, s_enc, s_mac = session.sequence_counter, session.s_enc, session.s_mac
-        if number >= MAX_WINDOW or not 1 <= counter <= MAX_SEQUENCE_COUNTER:
+        if number >= MAX_WINDOW or not last < counter <= MAX_SEQUENCE_COUNTER:
             raise _invalid(
                 f"sessions[{number}].sequence_counter",
-                f"The counter {counter} lies outside 1 to {MAX_SEQUENCE_COUNTER}, "
+                f"The counter {counter} lies outside {last + 1} to {MAX_SEQUENCE_COUNTER}, "
                 f"or there are more than {MAX_WINDOW} sessions.",
-                "Give each session the counter that its keys were derived for.",
+                "Give each session the counter that its keys were derived for, in ascending order.",
             )
+        last = counter
         if not len(s_enc) == len(s_mac) == size:
             raise _invalid(
                 f"sessions[{number}]",
@@ -176,19 +166,38 @@ def _sessions(package: pb.ExportedPackage, content: bytes, way: _Way) -> list[tu
     return orders
 
 
+def require_keys(export: Export, keys: ChannelKeys) -> None:
+    """Each SIM has keys. A line that was forgotten shows before anything is made, since what is made stays.
+
+    Where there are only masters, `ChannelKeys.check` has found them for every route.
+
+    Raises:
+        ApplianceError: FIELD_INVALID naming the first SIM without keys of its channel's length.
+    """
+    plan, first, lacking = Plan(export.head, keys, 1), None, 0
+    for record in export.records() if keys.sims else ():
+        try:
+            plan.of(record)
+        except ApplianceError as error:
+            if error.field == FIELD:
+                first, lacking = first or (record, error), lacking + 1
+    if first is not None:
+        record, lack = first
+        raise ApplianceError(
+            lack.reason,
+            f"SIM {package_of(record).iccid}, record {record.number}: {lack.detail} "
+            f"So it is with {lacking:,} of {export.head.packages:,} packages.",
+            hint=lack.hint,
+            field=FIELD,
+        )
+
+
 def name_of(record: Record) -> str:
     """The issuance of a record, for people; "" where it cannot be read."""
     try:
-        return _decoded(record).issuance
+        return package_of(record).issuance
     except ApplianceError:
         return ""
-
-
-def _decoded(record: Record) -> pb.ExportedPackage:
-    try:
-        return pb.ExportedPackage.FromString(record.content)
-    except DecodeError:
-        raise damaged(f"Record {record.number} at offset {record.offset} is no ExportedPackage.") from None
 
 
 def _check_header(content: bytes, kdd: bytes, way: _Way) -> None:

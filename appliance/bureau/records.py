@@ -70,7 +70,7 @@ def read(file: BinaryIO, offset: int, end: int, number: int = 0) -> Iterator[Rec
 def damaged(problem: str, **facts: str | int) -> ApplianceError:
     """The refusal of an export that is not as it was written."""
     return ApplianceError(
-        Reason.EXPORT_INVALID, problem, hint="Copy the export again from where it was made.", field="EXPORT", **facts
+        Reason.EXPORT_INVALID, problem, hint="Copy the file again from where it was made.", field="EXPORT", **facts
     )
 
 

@@ -5,16 +5,19 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Final
 
 from appliance.apdu import engine
-from appliance.bureau.export import Export, Shard
+from appliance.bureau.export import Export, Shard, take
 from appliance.bureau.forms import FORMS, Form
 from appliance.bureau.keys import ChannelKeys
 from appliance.bureau.orders import Plan, Planned, name_of
-from appliance.bureau.records import Record, read
+from appliance.bureau.records import Record, damaged, read
 from appliance.bureau.shards import Directory
 from appliance.errors import ApplianceError
 
 BATCH: Final = 64
 """Scripts that the engine makes in one call: so many stay in a processor's cache with all that is done to them."""
+
+_WAY_OUT: Final = "Then have it exported again, with what else failed alone, and render that into a new directory."
+"""For people whose shard is made for ever."""
 
 
 class Renderer:
@@ -43,12 +46,12 @@ class Renderer:
         """
         plan = Plan(self._export.head, self._keys, self._directory.job.window)
         with self._export.path.open("rb") as file, self._directory.writing(shard.number) as (output, note):
-            if shard.before != shard.offset:
-                plan.after(next(read(file, shard.before, shard.offset)))
             batch = _Batch(FORMS[self._directory.job.form], shard.number, output)
+            digest = hashlib.sha256()
             told = packages = 0
             for record in read(file, shard.offset, shard.end, shard.first):
                 packages += 1
+                take(digest, record)
                 try:
                     batch.planned += plan.of(record)
                 except ApplianceError as error:
@@ -58,6 +61,8 @@ class Renderer:
                     self._told(packages - told)
                     told = packages
             batch.write()
+            if digest.digest() != shard.digest:
+                raise damaged("The export changed during the run: its packages are not those that were checked.")
             note |= {"packages": packages, **batch.end()}
             self._told(packages - told)
 
@@ -115,5 +120,5 @@ def _failure(error: ApplianceError, record: Record, planned: Planned | None = No
         "reason": error.reason,
         "field": error.field,
         "detail": error.detail,
-        "hint": error.hint,
+        "hint": f"{error.hint} {_WAY_OUT}",
     }

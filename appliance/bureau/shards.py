@@ -9,9 +9,10 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -27,6 +28,9 @@ LOCK_SECONDS: Final = 10.0
 """How long the workers of a run that died may still hold the directory; a batch takes them far less."""
 
 _JOB: Final = "job.json"
+_TOTALS: Final = ("packages", "scripts", "failed")
+_WRITABLE: Final = 0o022
+"""By group or others."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,22 @@ class Directory:
         """What was made, if all of it is there; None while it is not.
 
         Raises:
-            ApplianceError: FILE_UNUSABLE for another job's directory, or where a shard of this one has gone.
+            ApplianceError: FILE_UNUSABLE for another job's or program's directory, or where a shard of this one has
+                gone.
         """
-        if (found := _read(self.path / MANIFEST)) is None:
+        file = self.path / MANIFEST
+        if (found := _read(file)) is None:
             return None
-        self._compare(found["job"])
-        for shard in found["shards"]:
-            if not (self.path / shard["file"]).exists():
-                raise _gone(self.path / shard["file"])
+        try:
+            self._compare(found["job"])
+            files = [self.path / shard["file"] for shard in found["shards"]]
+            if not all(isinstance(found[name], int) for name in _TOTALS):
+                raise TypeError
+        except (KeyError, TypeError, AttributeError):
+            raise _not_ours(file) from None
+        for shard in files:
+            if not shard.exists():
+                raise _gone(shard)
         self._tidy()  # a run may have died behind its manifest
         return found
 
@@ -73,18 +85,23 @@ class Directory:
         """For this run alone; yields a descriptor that holds the claim until the last process closes it.
 
         Raises:
-            ApplianceError: FILE_UNUSABLE for a directory with anything else in it, or one that is in use.
+            ApplianceError: FILE_UNUSABLE for a directory with anything else in it, one that is in use, or one into
+                which others may write.
         """
         work = self.path / WORK
         with translated(self.path):
-            self.path.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+                sync(self.path.parent)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
+                _require_owners(descriptor, self.path)
                 _lock(descriptor, self.path)
-                if (begun := _read(work / _JOB)) is not None:
-                    self._compare(begun)
-                else:
-                    self._begin(work)
+                if self.manifest() is None:
+                    if (begun := _read(work / _JOB)) is not None:
+                        self._compare(begun)
+                    else:
+                        self._begin(work)
                 yield descriptor
             finally:
                 os.close(descriptor)
@@ -137,7 +154,7 @@ class Directory:
                 _flush(failures)
             if (work / FAILURES).stat().st_size:
                 (work / FAILURES).rename(self.path / FAILURES)
-            totals = {name: sum(shard[name] for shard in shards) for name in ("packages", "scripts", "failed")}
+            totals = {name: sum(shard[name] for shard in shards) for name in _TOTALS}
             manifest = {"job": asdict(self.job), **facts, **totals, "shards": shards}
             with _owners_alone(work / MANIFEST) as writing:
                 writing.write(json.dumps(manifest, indent=1).encode() + b"\n")
@@ -172,13 +189,24 @@ class Directory:
             if (found := begun.get(name)) != wanted:
                 raise ApplianceError(
                     Reason.FILE_UNUSABLE,
-                    f"{self.path} was begun with {name} {found}, not {wanted}.",
+                    f"{self.path} was begun with {name} {found!r}, not {wanted!r}.",
                     hint="Repeat the command with which it was begun, or name a new directory.",
                     field="DEST",
                 )
 
     def _note(self, number: int) -> Path:
         return self.path / WORK / f"{number:06}.json"
+
+
+def _require_owners(descriptor: int, path: Path) -> None:
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if mode & _WRITABLE:
+        raise ApplianceError(
+            Reason.FILE_UNUSABLE,
+            f"Others than its owner may write into {path} (mode {mode:04o}).",
+            hint=f"Look at what is in it; then: chmod go-w {path}. Or name a directory that is not there yet.",
+            field="DEST",
+        )
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -200,12 +228,16 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON document of ours; None where there is none."""
+    """A JSON object; None where there is no file."""
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found
+        with translated(path), suppress(FileNotFoundError, NotADirectoryError):
+            found = json.loads(path.read_bytes())
+            if isinstance(found, dict):
+                return found
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise _not_ours(path) from None
+    return None
 
 
 def _owners_alone(path: Path) -> BinaryIO:
@@ -221,6 +253,15 @@ def _flush(file: BinaryIO) -> None:
 
 def _partial(note: Path) -> Path:
     return note.with_name(note.name + ".partial")
+
+
+def _not_ours(file: Path) -> ApplianceError:
+    return ApplianceError(
+        Reason.FILE_UNUSABLE,
+        f"{file} is none that this command has written, or it is damaged.",
+        hint="Name a directory that is empty or not there yet.",
+        field="DEST",
+    )
 
 
 def _gone(file: Path) -> ApplianceError:

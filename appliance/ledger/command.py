@@ -69,12 +69,15 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     exporting = commands.add_parser(
         "export",
         help="write the READY packages of a SIM issuer into a file, for `appliance scripts render`",
-        description="Writes the READY packages of a SIM issuer, as of now, into a file for a bureau. It holds no keys.",
+        description=(
+            "Writes the READY packages of a SIM issuer, as of now, into a file for a bureau. It holds no keys. Where "
+            "several packages wait for one SIM, each next one has the counters behind those of the one before."
+        ),
     )
     exporting.add_argument("--config", type=Path, metavar="PATH", required=True, help="appliance.toml")
     exporting.add_argument("--sim-issuer", metavar="NAME", required=True, help="as in sim_issuers/NAME.toml")
     exporting.add_argument("--counter", type=int, default=1, metavar="N", help="first sequence counter (%(default)s)")
-    exporting.add_argument("--window", type=int, default=1, metavar="W", help="scripts for each SIM (%(default)s)")
+    exporting.add_argument("--window", type=int, default=1, metavar="W", help="scripts for each package (%(default)s)")
     exporting.add_argument("destination", type=Path, metavar="DEST", help="a file that is not there yet")
 
 

@@ -1,6 +1,7 @@
 """Packages that wait for their delivery, written into a file for a bureau: as of one moment, and read alone.
 
-The file holds what a delivery's scripts are made of, and no key. The issuances stay READY.
+The file holds what a delivery's scripts are made of, and no key. The issuances stay READY. Where several packages wait
+for one SIM, each has counters of its own, in the order in which the SIM takes them.
 """
 
 import hashlib
@@ -8,9 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Column, ColumnElement, Connection, func, select
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from appliance.api.v1 import bureau_pb2, issuance_pb2
 from appliance.bureau.export import MAX_WINDOW, write
@@ -19,7 +22,7 @@ from appliance.domain.issuance import State
 from appliance.domain.keyset import KeySet, SimIssuer
 from appliance.errors import ApplianceError, Reason
 from appliance.ledger.queries import Row, record_of
-from appliance.ledger.schema import issuances
+from appliance.ledger.schema import attempts, issuances
 
 _PAGE = 500
 """Rows that are in memory at once."""
@@ -30,7 +33,7 @@ class Scripts:
     """Which scripts the bureau is to make of each package, if it has the SIMs' static keys.
 
     Args:
-        counter: the channel's sequence counter for the first one.
+        counter: the channel's sequence counter for the first one of a SIM.
         window: how many, for consecutive counters.
     """
 
@@ -46,9 +49,8 @@ def export(connection: Connection, issuer: SimIssuer, scripts: Scripts, destinat
             KEY_SET_UNKNOWN for one of a key set that is not declared any more, SEAL_REJECTED for one that is not as it
             was sealed, FILE_UNUSABLE. Nothing is written then.
     """
-    _check(scripts)
-    # An expression keeps SQLite from the index of states: then it would sort the rows, with their keys, in /var/tmp.
-    waiting = (issuances.c.state.concat("") == State.READY) & (issuances.c.sim_issuer == issuer.name)
+    _check(scripts, 1)
+    waiting = _waits(issuances.c, issuer)
     counted = select(issuances.c.kvn, func.count()).where(waiting).group_by(issuances.c.kvn)
     counts: dict[int, int] = dict(connection.execute(counted).all())
     if not counts:
@@ -63,13 +65,28 @@ def export(connection: Connection, issuer: SimIssuer, scripts: Scripts, destinat
     count = sum(counts.values())
     head = bureau_pb2.ExportHead(create_time=created, packages=count, routes=_routes(issuer, key_sets))
     rows = connection.execute(
-        select(issuances).where(waiting).order_by(issuances.c.id).execution_options(yield_per=_PAGE)
+        select(issuances, _before(issuer)).where(waiting).order_by(issuances.c.id).execution_options(yield_per=_PAGE)
     )
     write(destination, head, _packages(rows.mappings(), sorted(counts), scripts))
     return count
 
 
-def _check(scripts: Scripts) -> None:
+def _waits(of: ReadOnlyColumnCollection[str, Column[Any]], issuer: SimIssuer) -> ColumnElement[bool]:
+    # An expression keeps SQLite from the index of states: then it would sort the rows, with their keys, in /var/tmp.
+    return (of.state.concat("") == State.READY) & (of.sim_issuer == issuer.name)
+
+
+def _before(issuer: SimIssuer) -> ColumnElement[int]:
+    """How many packages wait for the same SIM whose counter (field 84 of the header) is lower."""
+    other = issuances.alias()
+    made = (attempts.c.issuance == other.c.id) & (attempts.c.number == other.c.attempt)
+    lower = (attempts.c.iccid == issuances.c.iccid) & (attempts.c.counter < issuances.c.counter)
+    counted = select(func.count()).select_from(attempts.join(other, made)).where(lower, _waits(other.c, issuer))
+    return counted.scalar_subquery().label("before")
+
+
+def _check(scripts: Scripts, packages: int) -> None:
+    """The counters that so many packages for one SIM take."""
     if not 1 <= scripts.window <= MAX_WINDOW:
         raise ApplianceError(
             Reason.FIELD_INVALID,
@@ -77,7 +94,7 @@ def _check(scripts: Scripts) -> None:
             hint="A SIM's counter rises with every session that anybody opens: a few scripts are enough.",
             field="--window",
         )
-    last = scripts.counter + scripts.window - 1
+    last = scripts.counter + packages * scripts.window - 1
     if scripts.counter < 1 or last > MAX_SEQUENCE_COUNTER:
         raise ApplianceError(
             Reason.FIELD_INVALID,
@@ -104,7 +121,8 @@ def _routes(issuer: SimIssuer, key_sets: Iterable[KeySet]) -> Iterator[bureau_pb
 
 def _packages(rows: Iterable[Row], kvns: Sequence[int], scripts: Scripts) -> Iterator[bureau_pb2.ExportedPackage]:
     for row in rows:
-        record = record_of(row)
+        record, before = record_of(row), row["before"]
+        _check(scripts, before + 1)
         package = record.package or b""
         if hashlib.sha256(package).digest() != record.package_sha256:
             raise ApplianceError(
@@ -120,6 +138,6 @@ def _packages(rows: Iterable[Row], kvns: Sequence[int], scripts: Scripts) -> Ite
             route=kvns.index(record.kvn),
             package=package,
             package_sha256=record.package_sha256,
-            sequence_counter=scripts.counter,
+            sequence_counter=scripts.counter + before * scripts.window,
             window=scripts.window,
         )

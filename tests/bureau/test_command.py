@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance import supervisor
 from appliance.api.v1 import bureau_pb2 as pb
 from appliance.bureau.command import main
+from appliance.bureau.export import Export
 from appliance.bureau.records import read
+from appliance.bureau.shards import Directory, Job
 from appliance.errors import ApplianceError, Reason
 from tests.bureau.samples import ROOT, by_hand, command, export, iccid, keys, many, package, run
 from tests.vsim.packages import KM_CHAN
@@ -233,6 +236,39 @@ def test_a_damaged_export_makes_nothing(few: Path, tmp_path: Path, refusal: Call
         assert not (tmp_path / "scripts").exists()
 
 
+def test_a_sim_without_keys_makes_nothing(few: Path, tmp_path: Path, refusal: Callable[..., ApplianceError]) -> None:
+    given = "".join(f"{iccid(number).digits} {'11' * 16} {'22' * 16}\n" for number in range(2)).encode()
+    error = refusal(few, tmp_path / "scripts", "--keys-fd", "FD", given=given)
+    assert error.reason is Reason.FIELD_INVALID
+    assert error.detail.startswith(f"SIM {iccid(2).digits}, record 3: There are no keys for this SIM.")
+    assert not (tmp_path / "scripts").exists()
+
+
+def test_a_run_that_waited_for_another_finds_everything_there(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(Export.open(few).digest.hex(), "commands", 0, 5000)
+    directory = Directory(tmp_path / "scripts", job)
+    with directory.claimed():
+        with directory.writing(0) as (_, note):
+            note |= {"packages": 3, "scripts": 3, "failed": 0, "bytes": 0, "sha256": "", "failures": []}
+        directory.finish(1, {})
+    found, looks = Directory.manifest, []
+
+    def first_not(self: Directory) -> dict[str, Any] | None:
+        looks.append(self)
+        return found(self) if len(looks) > 1 else None
+
+    monkeypatch.setattr(supervisor, "harden", lambda: None)
+    monkeypatch.setattr(Directory, "manifest", first_not)
+    reader, writer = os.pipe()
+    os.write(writer, keys())
+    os.close(writer)
+    assert main(["render", str(few), str(directory.path), "--keys-fd", str(reader)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "everything is there already"
+    assert {path.name for path in directory.path.iterdir()} == {"000000.scripts", "manifest.json"}
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "nowhere/below"])
 def test_a_destination_that_cannot_be_is_told(
     few: Path, tmp_path: Path, refusal: Callable[..., ApplianceError], place: str
@@ -288,5 +324,13 @@ def test_help_explains_keys_forms_and_statuses(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["render", "--help"])
     told = capsys.readouterr().out
-    for what in ("SIM-ISSUER KVN KM-CHAN", "ICCID K-ENC K-MAC", "expanded-indefinite", "failures.jsonl", "scriptor"):
+    for what in (
+        "SIM-ISSUER KVN KM-CHAN",
+        "ICCID K-ENC K-MAC",
+        "expanded-indefinite",
+        "failures.jsonl",
+        "scriptor",
+    ):
         assert what in told
+    for status in ("0  ", "1  ", "2  ", "130  Ctrl-C"):
+        assert f"\n  {status}" in told

@@ -1,7 +1,8 @@
 """Export files: written whole or not at all, and refused when a single byte is not as it was written."""
 
+import errno
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,8 @@ def test_an_export_with_fewer_packages_than_its_head_says_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("sim_issuer", "simIssuers/\x1b[2J"),
+        ("sim_issuer", "example-mno"),
         ("kvn", 0),
         ("ssd_aid", b"1234"),
         ("channel_kvn", 200),
@@ -108,6 +111,33 @@ def test_what_is_no_export_is_told_so(tmp_path: Path) -> None:
     assert "pipe" in refusal(lambda: Export.open(Path("/dev/null"))).hint
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(("numbers", "record"), [((0, 1, 1), 3), ((2, 1, 2), 2), ((0, 2, 3, 1), 4)])
+def test_packages_that_do_not_ascend_are_refused_wherever_shards_begin(
+    tmp_path: Path, numbers: tuple[int, ...], record: int, size: int
+) -> None:
+    made = by_hand(tmp_path / "export", [package(number, content=b"x") for number in numbers], len(numbers))
+    opened = Export.open(made)
+    error = refusal(lambda: opened.shards(size))
+    assert error.reason is Reason.EXPORT_INVALID
+    assert error.facts == {"record": record, "offset": [one.offset for one in opened.records()][record - 1]}
+    assert package(numbers[record - 1]).issuance in error.detail
+    assert ("is there twice" in error.detail) == (numbers[record - 1] == numbers[record - 2])
+
+
+def test_a_record_that_is_no_package_is_told_with_record_and_offset(tmp_path: Path) -> None:
+    broken = pb.ExportEnd(sha256=b"\xff")  # field 1 of a package is text
+    made = by_hand(tmp_path / "export", [package(0, content=b"x"), broken], 2)  # type: ignore[list-item] # that is the point
+    error = refusal(lambda: Export.open(made).shards(5))
+    assert "Record 2 at offset" in error.detail
+    assert "is no ExportedPackage" in error.detail
+
+
+def test_damage_is_told_as_such_even_if_it_disturbs_the_order(small: Path) -> None:
+    small.write_bytes(small.read_bytes().replace(package(1).issuance.encode(), package(9).issuance.encode()))
+    assert "another digest" in refusal(lambda: Export.open(small).shards(2)).detail
+
+
 def test_session_keys_that_others_may_read_are_refused_with_the_way_out(tmp_path: Path) -> None:
     made = export(tmp_path / "export", [with_session(package(0), route())])
     for mode in (0o640, 0o604, 0o620, 0o777):
@@ -129,6 +159,28 @@ def test_a_file_that_is_there_is_never_overwritten(small: Path) -> None:
     before = small.read_bytes()
     assert refusal(lambda: export(small, [package(9)])).reason is Reason.FILE_UNUSABLE
     assert small.read_bytes() == before
+
+
+def test_of_two_writers_of_one_name_the_first_to_be_ready_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+
+    def overtaken() -> Iterator[pb.ExportedPackage]:
+        yield package(0, content=b"x")
+        export(path, [package(number, content=b"y") for number in range(3)])
+
+    error = refusal(lambda: write(path, pb.ExportHead(packages=1, routes=[route()]), overtaken()))
+    assert (error.reason, f"{path} is there already" in error.detail) == (Reason.FILE_UNUSABLE, True)
+    assert Export.open(path).shards(5)[0].packages == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_hard_links_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(target), None, str(self))  # link(2)
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    assert "without hard links" in refusal(lambda: export(tmp_path / "export", [package(0, content=b"x")])).detail
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("numbers", "told"), [((0, 0), 2), ((1, 0), 2), ((0, 1), 3), ((0, 1), 1)])

@@ -1,8 +1,11 @@
 """Static keys through a descriptor: what is understood, what is refused and how, and that they are wiped."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,7 @@ from appliance.bureau import keys
 from appliance.bureau.keys import ChannelKeys
 from appliance.domain.derivation import CHANNEL_ENC, CHANNEL_MAC
 from appliance.errors import ApplianceError, Reason
-from tests.bureau.samples import KVN, iccid, route
+from tests.bureau.samples import KVN, ROOT, iccid, route
 from tests.vsim.packages import KM_CHAN
 
 SIM = iccid(5)
@@ -127,6 +130,73 @@ def test_keys_are_wiped_and_never_shown() -> None:
         raise KeyError
     assert found.masters == {NAME: bytearray(32)}
     assert found.sims == {SIM.ef_coding: (bytearray(16), bytearray(16))}
+
+
+HOLDER = """
+import sys
+from appliance.bureau import keys
+with keys.given(int(sys.argv[1])):
+    print(flush=True)
+    input()
+print(flush=True)
+input()
+"""
+
+
+def in_memory(pid: int, what: Sequence[bytes]) -> list[int]:
+    """How often each of these is in the writable memory of a process."""
+    counts = [0] * len(what)
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text("utf-8").splitlines():
+            place, rights, *_ = line.split()
+            if rights.startswith("rw") and not line.endswith("[vvar]"):
+                first, last = (int(end, 16) for end in place.split("-"))
+                memory.seek(first)
+                region = memory.read(last - first)
+                counts = [count + region.count(one) for count, one in zip(counts, what, strict=True)]
+    return counts
+
+
+def test_no_copy_of_a_key_is_in_the_process_but_the_one_that_is_wiped() -> None:
+    given_keys = [os.urandom(size) for size in (32, 24, 24)]
+    master, k_enc, k_mac = (key.hex() for key in given_keys)
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(reader)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[reader],
+        cwd=ROOT,
+    ) as holder:
+        os.close(reader)
+        os.write(writer, f"example-mno 30 {master}\n{SIM.digits} {k_enc} {k_mac}\n".encode())
+        os.close(writer)
+        assert holder.stdin
+        assert holder.stdout
+        holder.stdout.readline()
+        written = [key.hex()[8:].encode() for key in given_keys]  # freed memory begins with a pointer or two
+        assert in_memory(holder.pid, [*given_keys, *written]) == [1, 1, 1, 0, 0, 0]
+        holder.stdin.write(b"\n")
+        holder.stdin.flush()
+        holder.stdout.readline()
+        assert in_memory(holder.pid, [*(key[16:] for key in given_keys), *written]) == [0] * 6
+        holder.stdin.close()
+
+
+@pytest.mark.parametrize("document", [b"example-mno 30 " + b"ab" * 31, b"ab" * 60])
+def test_a_document_that_is_refused_is_wiped_too(document: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "MAX_BYTES", 100)
+    documents: list[bytearray] = []
+    fill = keys._fill
+
+    def seen(descriptor: int, view: memoryview) -> int:
+        assert isinstance(view.obj, bytearray)
+        documents.append(view.obj)
+        return fill(descriptor, view)
+
+    monkeypatch.setattr(keys, "_fill", seen)
+    refusal(document)
+    assert documents == [bytearray(101)]
 
 
 def test_the_document_is_wiped_as_soon_as_it_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:

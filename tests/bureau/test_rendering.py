@@ -16,12 +16,14 @@ from appliance.api.v1 import bureau_pb2 as pb
 from appliance.api.v1 import issuance_pb2
 from appliance.bureau.export import Export
 from appliance.bureau.keys import ChannelKeys
+from appliance.bureau.orders import require_keys
 from appliance.bureau.records import read
 from appliance.bureau.rendering import BATCH, Renderer
 from appliance.bureau.shards import Directory, Job
 from appliance.domain.derivation import CHANNEL_ENC, CHANNEL_MAC
 from appliance.domain.package import KeyType, SimPackage
 from appliance.domain.sim import Iccid
+from appliance.errors import ApplianceError, Reason
 from appliance.vsim import script as vsim_script
 from appliance.vsim.card import VirtualSim
 from appliance.vsim.memory import Memory, State
@@ -236,7 +238,7 @@ def broken(field: str, value: object) -> pb.ExportedPackage:
 @pytest.mark.parametrize(
     ("wrong", "field", "reason"),
     [
-        (broken("issuance", f"issuances/{1:031x}A"), "issuance", "NAME_INVALID"),
+        (broken("issuance", f"issuances/{1:032x}A"), "issuance", "NAME_INVALID"),
         (broken("route", 1), "route", "EXPORT_INVALID"),
         (broken("iccid", "12345"), "iccid", "EXPORT_INVALID"),
         (broken("iccid", "898130900000000000\u0661"), "iccid", "EXPORT_INVALID"),
@@ -261,7 +263,7 @@ def test_what_is_wrong_with_one_package_is_told_and_the_others_are_made(
     assert failure["record"] == 2
     assert failure["issuance"] == wrong.issuance
     assert (failure["field"], failure["reason"]) == (field, reason)
-    assert failure["hint"]
+    assert "render that into a new directory" in failure["hint"]
     assert made.manifest["failed"] == 1
 
 
@@ -294,11 +296,63 @@ def test_a_session_that_cannot_be_is_told_and_the_others_are_made(tmp_path: Path
     assert given[1].sessions[0].s_enc.hex() not in json.dumps(failure)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_a_package_that_is_there_twice_is_made_once_wherever_shards_begin(tmp_path: Path, size: int) -> None:
-    packages = [package(number) for number in (0, 1, 1, 3, 2)]
-    made = Made(by_hand(tmp_path / "export", packages, len(packages)), size=size)
-    assert [int(one.issuance[-1]) for one in made.scripts] == [0, 1, 3]
-    assert [failure["record"] for failure in made.failures] == [3, 5]
-    assert "is there twice" in made.failures[0]["detail"]
-    assert "greater name" in made.failures[1]["detail"]
+@pytest.mark.parametrize("counters", [(1, 1), (2, 1), (1, 3, 2)])
+def test_sessions_whose_counters_do_not_ascend_are_refused(tmp_path: Path, counters: tuple[int, ...]) -> None:
+    made = package(1)
+    for counter in counters:
+        made.sequence_counter = counter
+        with_session(made, route())
+    rendered = Made(export(tmp_path / "export", [with_session(package(0), route()), made]))
+    assert [one.issuance for one in rendered.scripts] == [package(0).issuance]
+    (failure,) = rendered.failures
+    assert failure["field"] == f"sessions[{len(counters) - 1}].sequence_counter"
+    assert "ascending" in failure["hint"]
+
+
+@pytest.mark.parametrize("change", ["another name", "a record less", "cut off"])
+def test_what_was_not_checked_is_not_rendered(tmp_path: Path, change: str) -> None:
+    source = export(tmp_path / "export", [package(number) for number in range(4)])
+    opened = Export.open(source)
+    _, shard = opened.shards(2)
+    sound, last = source.read_bytes(), [record.offset for record in opened.records()][-1]
+    changed = {
+        "another name": sound.replace(package(3).issuance.encode(), package(9).issuance.encode()),
+        "a record less": sound[:last],
+        "cut off": sound[: last + 9],
+    }
+    directory = Directory(tmp_path / "d", Job("ab" * 32, "commands", 0, 2))
+    with directory.claimed():
+        renderer = Renderer(opened, directory, static(), lambda _: None)
+        source.write_bytes(changed[change])
+        with pytest.raises(ApplianceError) as caught:
+            renderer.render(shard)
+        assert caught.value.reason is Reason.EXPORT_INVALID
+        assert change == "cut off" or "changed during the run" in caught.value.detail
+        assert not directory.finished(1)
+        source.write_bytes(sound)
+        renderer.render(shard)
+        assert directory.finished(1)
+
+
+def lines(*numbers: int, bits: int = 128) -> ChannelKeys:
+    """Keys of these SIMs, and no master."""
+    return ChannelKeys({}, {iccid(one).ef_coding: (bytearray(bits // 8), bytearray(bits // 8)) for one in numbers})
+
+
+def test_sims_without_keys_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    other = package(3)
+    other.iccid = iccid(8).digits  # refused by itself: nobody need have keys for it
+    source = Export.open(by_hand(tmp_path / "export", [package(0), package(1), package(2), other], 4))
+    require_keys(source, lines(0, 1, 2))
+    require_keys(source, ChannelKeys(static().masters, lines(1).sims))
+    for keys, first, count, hint in (
+        (lines(0), 1, 2, "Add its line"),
+        (lines(0, 1, 2, bits=256), 0, 3, "Correct the SIM's line"),
+        (ChannelKeys(static().masters, lines(2, bits=192).sims), 2, 1, "Correct the SIM's line"),
+    ):
+        with pytest.raises(ApplianceError) as caught:
+            require_keys(source, keys)
+        assert (caught.value.reason, caught.value.field) == (Reason.FIELD_INVALID, "--keys-fd")
+        assert f"SIM {iccid(first).digits}, record {first + 1}:" in caught.value.detail
+        assert f"{count} of 4 packages" in caught.value.detail
+        assert hint in caught.value.hint

@@ -1,8 +1,10 @@
 """The directory of shards: what dies at any moment of a shard's end leaves it either unmade or made for ever."""
 
 import fcntl
+import json
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,71 @@ def test_a_directory_of_another_job_is_left_alone(tmp_path: Path, other: Job) ->
         directory.finish(1, {})
     with pytest.raises(ApplianceError, match="was begun with"):
         Directory(tmp_path, other).manifest()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a"',
+        b'{"name": "other"}',
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"job": 7}',
+        json.dumps({"job": asdict(JOB)}).encode(),
+        json.dumps({"job": asdict(JOB), "shards": [{}]}).encode(),
+        json.dumps({"job": asdict(JOB), "shards": [], "packages": 1, "scripts": 1}).encode(),
+        json.dumps({"job": asdict(JOB), "shards": [], "packages": 1, "scripts": "1", "failed": 0}).encode(),
+    ],
+    ids=range(10),
+)
+def test_a_manifest_that_is_not_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_bytes(content)
+    with pytest.raises(ApplianceError) as caught:
+        Directory(tmp_path, JOB).manifest()
+    assert caught.value.reason is Reason.FILE_UNUSABLE
+    assert f"{file} is none that this command has written" in caught.value.detail
+    assert file.read_bytes() == content
+
+
+def test_a_manifest_that_is_no_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(ApplianceError, match=r"manifest\.json cannot be used: Is a directory"):
+        Directory(tmp_path, JOB).manifest()
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o775])
+def test_a_directory_into_which_others_may_write_is_refused_with_the_way_out(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    error = refusal(Directory(tmp_path, JOB))
+    assert f"mode {mode:04o}" in error.detail
+    assert f"chmod go-w {tmp_path}" in error.hint
+    assert list(tmp_path.iterdir()) == []
+    tmp_path.chmod(0o755)
+    with Directory(tmp_path, JOB).claimed():
+        pass
+
+
+def test_the_directorys_own_name_outlives_the_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def told(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", told)
+    with Directory(tmp_path / "d", JOB).claimed():
+        assert synced[0] == tmp_path
+
+
+def test_who_waited_for_a_run_finds_what_it_has_made(tmp_path: Path) -> None:
+    directory = Directory(tmp_path, JOB)
+    with directory.claimed():
+        make(directory, 0, b"first")
+        made = directory.finish(1, {})
+    with directory.claimed():
+        assert directory.manifest() == made
 
 
 def test_a_directory_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:

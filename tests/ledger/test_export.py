@@ -105,6 +105,21 @@ async def test_what_is_ready_for_the_sim_issuer_is_exported(ledger: Ledger, url:
         assert (way.channel_kvn, way.channel_key_bits, way.channel_i, way.security_level) == (0x41, 256, 0x71, 0x33)
 
 
+async def test_packages_for_one_sim_share_no_counter(ledger: Ledger, url: str, tmp_path: Path) -> None:
+    given_up, _ = await make_ready(ledger, order("given-up", sim=1))
+    made = [await make_ready(ledger, order(f"person-{number}", sim=1)) for number in range(3)]
+    await make_ready(ledger, order("other", sim=2))
+    await ledger.abandon(ISSUER, str(uuid.uuid4()), DIGEST, given_up.record.id, answer)
+    _, packages = exported(url, tmp_path / "export", issuer(0x30), Scripts(5, 3))
+    counters = {package.issuance: package.sequence_counter for package in packages}
+    # In the order of the packages' own counters: a SIM that has one takes no earlier one.
+    assert [counters.pop(f"issuances/{reservation.record.id}") for reservation, _ in made] == [5, 8, 11]
+    assert list(counters.values()) == [5]
+    last = Scripts(0xFFFFFF - 8, 3)
+    assert len(exported(url, tmp_path / "last", issuer(0x30), last)[1]) == 4
+    assert refusal(url, tmp_path / "beyond", issuer(0x30), replace(last, counter=0xFFFFFF - 7)).field == "--counter"
+
+
 async def test_an_export_beside_a_writing_front_is_of_one_moment(ledger: Ledger, url: str, tmp_path: Path) -> None:
     for number in range(30):
         await make_ready(ledger, order(f"before-{number}", sim=number))

@@ -75,7 +75,7 @@ typedef struct {
 } script_route;
 
 /* One script. `enc` and `mac` are S-ENC and S-MAC, or, where `from_static`, K-ENC and K-MAC; the card's challenge is
- * given, or, where that is empty and `from_static`, follows from the sequence counter. */
+ * given, or, where its data is NULL and `from_static`, follows from the sequence counter. */
 typedef struct {
     script_route route;
     span package, host_challenge, card_challenge;

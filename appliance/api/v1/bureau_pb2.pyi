@@ -156,7 +156,7 @@ class ExportedPackage(_message.Message):
     """Without session keys: how many scripts, for consecutive counters from `sequence_counter` on; 0 is one."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelSession]:
-        """With session keys: the sessions, one script for each."""
+        """With session keys: the sessions, one script for each, in ascending order of their counters."""
 
     def __init__(
         self,
